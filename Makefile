@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test parity lint types bench notebooks record clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# One environment; every extra that a target needs is added to it once.
+$(VENV)/.with-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (4 minutes)
+	$(BIN)/python -m amsgrad_jax demo $(ARGS)
+
+test: $(VENV)/.with-test ## all tests that need no torch
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+parity: $(VENV)/.with-parity ## beside the real PyTorch
+	$(BIN)/python -m pytest --numprocesses auto tests/parity $(ARGS)
+
+lint: $(VENV)/.with-dev ## ruff, formatting included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.with-dev ## pyright
+	$(BIN)/pyright
+
+bench: $(VENV)/.with-parity ## speed and accuracy beside optax and PyTorch
+	$(BIN)/python -m benchmarks $(ARGS)
+
+notebooks: $(VENV)/.with-docs ## execute the notebooks in place
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+record: $(VENV)/.with-parity ## record torch's trajectories for tests without torch
+	$(BIN)/python -m tests.parity.record
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results

@@ -1,0 +1,103 @@
+"""The four published ways to finish AMSGrad's recursion, as data.
+
+Every convention averages the gradient and its square in the same way. They
+differ in three decisions, and a `Convention` records exactly those three. The
+rule (`_rule.py`) turns them into scalar factors; nothing else branches on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+NuCorrection = Literal["never", "before_max", "after_max"]
+EpsPlace = Literal["corrected_root", "raw_root"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    r"""Where an AMSGrad corrects the bias of its moments and where ``eps`` stands.
+
+    With :math:`m_t, v_t` the raw averages, :math:`c_1 = 1 - \beta_1^t` and
+    :math:`c_2 = 1 - \beta_2^t`, the update direction is
+
+    .. math::
+
+        x_t = \max(x_{t-1},\ v_t / k), \qquad
+        u_t = \frac{m_t / a}{\sqrt{x_t + \epsilon_\text{root}} \,/\, s + \epsilon}
+
+    where :math:`a` is :math:`c_1` or 1, and :math:`k` and :math:`s` are
+    :math:`\sqrt{c_2}`, :math:`c_2` or 1 as the fields say. Four constants hold the
+    published combinations: :data:`PAPER`, :data:`PYTORCH`, :data:`KERAS` and
+    :data:`OPTAX`.
+
+    Args:
+      correct_mu: Whether the first moment is divided by :math:`1 - \beta_1^t`.
+      correct_nu: Where the second moment is divided by :math:`1 - \beta_2^t`:
+        ``"never"``; ``"before_max"``, so that the maximum runs over corrected
+        moments and the first gradient alone sets a floor under it; or
+        ``"after_max"``, so that the maximum runs over raw moments.
+      eps_on: What ``eps`` is added to when the correction comes after the maximum:
+        ``"corrected_root"`` (:math:`\sqrt{x_t}/\sqrt{c_2} + \epsilon`) or
+        ``"raw_root"`` (:math:`(\sqrt{x_t} + \epsilon)/\sqrt{c_2}`). Without a
+        correction after the maximum the two are the same.
+
+    Raises:
+      TypeError: If ``correct_mu`` is not a bool.
+      ValueError: If ``correct_nu`` or ``eps_on`` is none of the values above.
+
+    Examples:
+      PyTorch's rule, but with an uncorrected first moment:
+
+      >>> import amsgrad_jax
+      >>> mine = amsgrad_jax.Convention(correct_mu=False, correct_nu="after_max")
+      >>> optimizer = amsgrad_jax.amsgrad(1e-3, convention=mine)
+
+    References:
+      Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Algorithm 2.
+    """
+
+    correct_mu: bool
+    correct_nu: NuCorrection
+    eps_on: EpsPlace = "corrected_root"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.correct_mu, bool):
+            raise TypeError(f"correct_mu must be a bool, got {self.correct_mu!r}")
+        for name, known in (("correct_nu", NuCorrection), ("eps_on", EpsPlace)):
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
+
+
+PAPER: Final = Convention(correct_mu=False, correct_nu="never")
+"""Algorithm 2 of the paper: no bias correction (the paper has no ``eps`` either)."""
+
+PYTORCH: Final = Convention(correct_mu=True, correct_nu="after_max")
+"""``torch.optim.Adam(amsgrad=True)`` and ``AdamW(amsgrad=True)``; the default here."""
+
+KERAS: Final = Convention(correct_mu=True, correct_nu="after_max", eps_on="raw_root")
+"""``keras.optimizers.Adam(amsgrad=True)``, also TensorFlow's."""
+
+OPTAX: Final = Convention(correct_mu=True, correct_nu="before_max")
+"""``optax.amsgrad`` with its defaults."""
+
+_NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OPTAX}
+
+
+def resolve(convention: str | Convention) -> Convention:
+    """Returns the convention that a user named, or the one that they built."""
+    if isinstance(convention, Convention):
+        return convention
+    if not isinstance(convention, str):
+        raise TypeError(
+            "convention must be a name or an amsgrad_jax.Convention, "
+            f"got {convention!r} of type {type(convention).__name__}"
+        )
+    if convention not in _NAMED:
+        raise ValueError(
+            f"unknown convention {convention!r}: the known ones are "
+            f"{', '.join(map(repr, _NAMED))}; or pass an amsgrad_jax.Convention of your own"
+        )
+    return _NAMED[convention]

@@ -1,0 +1,112 @@
+"""AMSGrad for one array. The recursion is written here and nowhere else.
+
+All that the conventions and the step number change is scalars. They are computed
+once per step (`coefficients`); what remains for each array is one formula without
+branches on the convention (`update_array`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from amsgrad_jax._conventions import Convention
+from amsgrad_jax._storage import Moments
+
+Number: TypeAlias = float | jax.Array
+
+
+class Coefficients(NamedTuple):
+    r"""What all arrays of one dtype share in step :math:`t`.
+
+    Numerator and denominator of the update are both multiplied by the correction
+    :math:`1 - \beta_1^t` of the first moment. That saves a rounding in each element
+    and leaves of every convention the form
+
+    .. math::
+
+        x_t = \max(x_{t-1},\ \text{max\_scale} \cdot v_t), \qquad
+        u_t = \frac{m_t}{\text{root\_scale} \cdot \sqrt{x_t + \text{eps\_root}} + \text{eps}}
+
+    where Nesterov momentum puts :math:`\text{ahead} \cdot m_t + (1-\beta_1) g_t` in the
+    place of :math:`m_t`.
+    """
+
+    b1: jax.Array
+    one_minus_b1: jax.Array
+    b2: jax.Array
+    one_minus_b2: jax.Array
+    ahead: jax.Array
+    max_scale: jax.Array
+    root_scale: jax.Array
+    eps: jax.Array
+    eps_root: jax.Array
+
+
+def _correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    r""":math:`1 - \beta^t`; computed as it stands it would lose four digits in float32."""
+    if isinstance(beta, jax.Array):
+        log_beta = jnp.log1p(beta.astype(dtype) - 1)
+    else:  # in double precision, whatever `dtype` is
+        log_beta = math.log1p(beta - 1) if beta > 0 else -math.inf
+    return -jnp.expm1(t.astype(dtype) * jnp.asarray(log_beta, dtype))
+
+
+def coefficients(
+    t: jax.Array,
+    *,
+    b1: Number,
+    b2: Number,
+    eps: Number,
+    eps_root: Number,
+    convention: Convention,
+    nesterov: bool,
+    dtype: jnp.dtype,
+) -> Coefficients:
+    """The scalars of step ``t``, which counts from 1, in ``dtype``."""
+
+    def scalar(value: Number) -> jax.Array:
+        return jnp.asarray(value, dtype)
+
+    c1 = _correction(b1, t, dtype) if convention.correct_mu else scalar(1)
+    c2 = scalar(1) if convention.correct_nu == "never" else _correction(b2, t, dtype)
+    root_scale = c1 / jnp.sqrt(c2) if convention.correct_nu == "after_max" else c1
+    ahead = scalar(1)
+    if nesterov:  # as in optax.nadam: m_t is corrected as if it were one step further
+        c1_next = _correction(b1, t + 1, dtype) if convention.correct_mu else scalar(1)
+        ahead = scalar(b1) * c1 / c1_next
+    return Coefficients(
+        b1=scalar(b1),
+        one_minus_b1=scalar(1 - b1),  # after rounding, 1 - 0.999 would be off by 1e-5
+        b2=scalar(b2),
+        one_minus_b2=scalar(1 - b2),
+        ahead=ahead,
+        max_scale=1 / c2 if convention.correct_nu == "before_max" else scalar(1),
+        root_scale=root_scale,
+        eps=scalar(eps) * (root_scale if convention.eps_on == "raw_root" else c1),
+        eps_root=scalar(eps_root),
+    )
+
+
+def update_array(
+    gradient: jax.Array, moments: Moments, c: Coefficients, nesterov: bool
+) -> tuple[jax.Array, Moments]:
+    """One step of one array: its update direction and its new moments."""
+    square = jnp.square(gradient)
+    if jnp.iscomplexobj(gradient):
+        square = jnp.square(gradient.real) + jnp.square(gradient.imag)
+    mu = c.b1 * moments.mu + c.one_minus_b1 * gradient
+    nu = c.b2 * moments.nu + c.one_minus_b2 * square
+    nu_max = jnp.maximum(moments.nu_max, c.max_scale * nu)
+
+    momentum = c.ahead * mu + c.one_minus_b1 * gradient if nesterov else mu
+    # A coordinate without history has the update 0 (0/0 if eps is 0) and the derivative
+    # 0 (sqrt has an infinite slope at 0). `== 0` lets a NaN pass, so that it is seen.
+    radicand = nu_max + c.eps_root
+    unseen = radicand == 0
+    root = jnp.sqrt(jax.lax.select(unseen, jnp.ones_like(radicand), radicand))
+    update = momentum / (c.root_scale * root + c.eps)
+    return jax.lax.select(unseen, jnp.zeros_like(update), update), Moments(mu, nu, nu_max)
