@@ -32,7 +32,7 @@ def hyperparameter(name: str, value: Any) -> float | jax.Array:
         raise ValueError(f"{expected}, got an array of shape {jnp.shape(value)}")
     if is_decay_rate and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         raise TypeError(
-            f"{expected}, got one in {dtype}, where 0.999 rounds to {jnp.asarray(0.999, dtype)}: "
+            f"{expected}, got one in {dtype}, where 0.999 rounds to {dtype.type(0.999)}: "
             "pass at least float32 (optax.inject_hyperparams has hyperparam_dtype for it)"
         )
     if isinstance(value, jax.core.Tracer):

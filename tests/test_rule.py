@@ -1,0 +1,211 @@
+"""The rule for one array: its accuracy, its invariants and its corner cases."""
+
+import functools
+import itertools
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+import amsgrad_jax
+from tests import reference
+from tests.variants import CONVENTIONS, enable_x64
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("ci")
+
+RAW = ("paper", "pytorch", "keras")  # the maximum runs over uncorrected moments
+
+
+def gradient_sequences(largest=2.0**60, steps=8, size=4):
+    """Sequences of float32 gradients whose squares do not overflow."""
+    values = st.floats(-largest, largest, width=32, allow_subnormal=False)
+    return hnp.arrays(np.float32, st.tuples(st.integers(1, steps), st.just(size)), elements=values)
+
+
+@functools.cache
+def jitted(**kwargs):
+    optimizer = amsgrad_jax.scale_by_amsgrad(**kwargs)
+    return optimizer.init, jax.jit(optimizer.update)
+
+
+def run(gradients, **kwargs):
+    """Returns all updates and all states along a sequence of gradients."""
+    init, update = jitted(**kwargs)
+    state = init(jnp.asarray(gradients[0]))
+    updates, states = [], [state]
+    for gradient in gradients:
+        direction, state = update(jnp.asarray(gradient), state)
+        updates.append(np.asarray(direction))
+        states.append(state)
+    return updates, states
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_equals_the_written_out_conventions(convention, nesterov, dtype):
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(60, 5)) * 10.0 ** rng.uniform(-6, 6, size=(60, 5))
+    if dtype == np.complex128:
+        gradients = gradients * np.exp(1j * rng.uniform(0, 6, size=(60, 5)))
+    gradients[:, 0] = 0  # a coordinate that never moves
+    gradients[:30, 1] = 0  # one that wakes up
+    with enable_x64():
+        kwargs = dict(b1=0.9, b2=0.99, eps=1e-3, eps_root=1e-7, nesterov=nesterov)
+        updates, states = run(gradients, convention=convention, **kwargs)
+    for update, state, (u, moments) in zip(
+        updates, states[1:], reference.run(convention, gradients, **kwargs), strict=True
+    ):
+        np.testing.assert_allclose(update, u, rtol=1e-12, atol=0)
+        np.testing.assert_allclose(state.mu, moments.m, rtol=1e-12, atol=0)
+        np.testing.assert_allclose(state.nu, moments.v, rtol=1e-12, atol=0)
+        np.testing.assert_allclose(state.nu_max, moments.x, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("b2", [0.9, 0.99, 0.999, 0.9999])
+def test_one_float32_step_loses_four_roundings_at_most(convention, b2):
+    """From one float32 state, at many t: the update is within 5e-7 of float64's.
+
+    Average and gradient have one sign, so that nothing cancels in the first moment.
+    """
+    rng = np.random.default_rng(1)
+    n = 512
+    g, m, v = (10.0 ** rng.uniform(-4, 4, n).astype(np.float32) for _ in range(3))
+    x = v * np.float32(10.0) ** rng.uniform(0, 2, n).astype(np.float32)
+    _, update = jitted(b1=0.9, b2=b2, convention=convention)
+    for t in np.unique(np.geomspace(1, 100_000, 60).astype(int)):
+        state = amsgrad_jax.ScaleByAmsgradState(jnp.int32(t - 1), *map(jnp.asarray, (m, v, x)))
+        direction, _ = update(jnp.asarray(g), state)
+        wide = reference.Moments(*(a.astype(np.float64) for a in (m, v, x)))
+        u, _ = reference.step(convention, g.astype(np.float64), wide, int(t), 0.9, b2, 1e-8)
+        assert np.max(np.abs(np.asarray(direction, np.float64) / u - 1)) < 5e-7, t
+
+
+@hypothesis.given(gradient_sequences())
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_maximum_never_decreases(convention, gradients):
+    _, states = run(gradients, convention=convention)
+    for before, after in itertools.pairwise(states):
+        assert np.all(np.asarray(after.nu_max) >= np.asarray(before.nu_max))
+
+
+@hypothesis.given(gradient_sequences())
+@pytest.mark.parametrize("convention", RAW)
+def test_maximum_is_above_the_raw_average(convention, gradients):
+    _, states = run(gradients, convention=convention)
+    for state in states:
+        assert np.all(np.asarray(state.nu_max) >= np.asarray(state.nu))
+
+
+growing_gradients = st.builds(
+    lambda growth, sign: (
+        np.cumprod(growth, axis=0) * np.where(sign, 1e-3, -1e-3).astype(np.float32)
+    ),
+    hnp.arrays(np.float32, (8, 4), elements=st.floats(1.25, 4, width=32)),
+    hnp.arrays(np.bool_, (8, 4)),
+)
+
+
+def run_optax_adam(gradients, nesterov=False):
+    optimizer = optax.scale_by_adam(nesterov=nesterov)
+    state = optimizer.init(jnp.asarray(gradients[0]))
+    for gradient in gradients:
+        direction, state = optimizer.update(jnp.asarray(gradient), state)
+        yield direction, state
+
+
+@hypothesis.given(growing_gradients)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("convention", ["pytorch", "optax"])
+def test_is_optax_adam_where_the_average_never_falls(convention, nesterov, gradients):
+    updates, _ = run(gradients, convention=convention, nesterov=nesterov)
+    for update, (adam, _) in zip(updates, run_optax_adam(gradients, nesterov), strict=True):
+        # optax forms 1 - 0.999**t in float32, which is good to four digits.
+        np.testing.assert_allclose(update, adam, rtol=2e-4, atol=1e-6)
+
+
+@hypothesis.given(growing_gradients)
+@pytest.mark.parametrize("convention", ["paper", "keras"])
+def test_is_adam_without_maximum_where_the_average_never_falls(convention, gradients):
+    updates, states = run(gradients, convention=convention, eps=0.0)
+    for t, (update, state, (_, adam)) in enumerate(
+        zip(updates, states[1:], run_optax_adam(gradients), strict=True), start=1
+    ):
+        np.testing.assert_array_equal(state.nu_max, state.nu)
+        correction = np.sqrt(1 - 0.999**t) / (1 - 0.9**t) if convention == "keras" else 1
+        want = correction * np.asarray(adam.mu, np.float64) / np.sqrt(adam.nu)
+        np.testing.assert_allclose(update, want, rtol=1e-6, atol=1e-6)
+
+
+@hypothesis.given(gradient_sequences(2.0**10), st.integers(-20, 20))
+def test_paper_without_eps_does_not_see_the_scale_of_gradients(gradients, exponent):
+    gradients = np.where(np.abs(gradients) < 1e-6, 0, gradients).astype(np.float32)
+    updates, _ = run(gradients, convention="paper", eps=0.0)
+    scaled, _ = run(gradients * np.float32(2.0**exponent), convention="paper", eps=0.0)
+    np.testing.assert_array_equal(updates, scaled)
+
+
+@hypothesis.given(gradient_sequences(steps=2), st.permutations(range(4)))
+def test_order_of_leaves_does_not_matter(gradients, order):
+    optimizer = amsgrad_jax.scale_by_amsgrad()
+    update = jax.jit(optimizer.update)
+    straight = shuffled = None
+    for gradient in gradients:
+        leaves = [jnp.asarray(g).reshape(1) for g in gradient]
+        if straight is None:
+            straight, shuffled = optimizer.init(leaves), optimizer.init(leaves)
+        ours, straight = update(leaves, straight)
+        theirs, shuffled = update([leaves[i] for i in order], shuffled)
+        chex.assert_trees_all_equal([ours[i] for i in order], theirs)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_without_history_update_and_derivative_are_zero(convention, eps):
+    init, update = jitted(convention=convention, eps=eps)
+
+    def direction(gradient):
+        return update(gradient, init(gradient))[0]
+
+    assert direction(jnp.zeros(())) == 0
+    assert jax.grad(direction)(jnp.zeros(())) == 0
+    assert jax.grad(jax.grad(direction))(jnp.zeros(())) == 0
+
+
+def test_gradients_with_underflowing_squares_count_as_zero():
+    """Never inf: 1e-30 squared is 0 in float32, and without eps nothing is left below."""
+    updates, _ = run(np.full((3, 2), 1e-30, np.float32), eps=0.0)
+    np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_gradients_are_seen(bad):
+    gradients = np.array([[1, 1], [bad, 1]], np.float32)
+    updates, _ = run(gradients)
+    assert np.isnan(updates[1][0])
+    assert np.isfinite(updates[1][1])
+
+
+def test_overflowing_square_stops_a_coordinate_without_nan():
+    gradients = np.array([[1, 1], [1e30, 1], [1, 1], [1, 1]], np.float32)
+    updates, _ = run(gradients)
+    np.testing.assert_array_equal(np.asarray(updates)[1:, 0], 0)
+    assert np.all(np.asarray(updates)[1:, 1] > 0)
+
+
+def test_first_decay_rate_may_be_zero():
+    gradients = np.array([[3.0], [-2.0]], np.float32)
+    for b1 in (0, 0.0, np.float32(0), jnp.zeros(())):
+        init, update = amsgrad_jax.scale_by_amsgrad(b1=b1, b2=0.0, eps=0.0)
+        state = init(jnp.zeros(1))
+        for gradient, want in zip(gradients, (1.0, -2 / 3), strict=True):
+            direction, state = update(jnp.asarray(gradient), state)
+            np.testing.assert_allclose(direction, want, rtol=1e-6)
