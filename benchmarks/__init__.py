@@ -1,0 +1,1 @@
+"""Speed and accuracy beside optax and PyTorch: `python -m benchmarks`."""

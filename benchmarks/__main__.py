@@ -1,0 +1,34 @@
+"""The command line: runs the benchmarks and prints one table for each."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+
+import jax
+
+from benchmarks import accuracy, speed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help="accuracy, speed (default: both)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: shows that it runs, judges nothing"
+    )
+    arguments = parser.parse_args()
+    known = {"accuracy": accuracy.main, "speed": speed.main}
+    unknown = set(arguments.names) - set(known)
+    if unknown:
+        parser.error(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(known)}")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax"))
+    print(
+        f"Python {platform.python_version()}, {versions}, on {os.cpu_count()} cores "
+        f"({platform.machine()}), jax device: {jax.devices()[0].device_kind}\n"
+    )
+    for name in arguments.names or known:
+        known[name](arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
