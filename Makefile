@@ -14,7 +14,7 @@ $(VENV)/.with-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
-demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (4 minutes)
+demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a minute)
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
 test: $(VENV)/.with-test ## all tests that need no torch

@@ -1,0 +1,89 @@
+"""The command line: `python -m amsgrad_jax`, also installed as `amsgrad-jax`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import amsgrad_jax
+from amsgrad_jax import demo
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name, and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m amsgrad_jax", description=amsgrad_jax.__doc__)
+    parser.add_argument("--version", action="version", version=amsgrad_jax.__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_demo(commands)
+    arguments = parser.parse_args(argv)
+    if "command" not in arguments:
+        parser.print_help()
+        return 0
+    return arguments.command(arguments)
+
+
+def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparsers private
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="why AMSGrad exists, in figures",
+        description=demo.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small part of the steps: shows that it all works"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo-results"),
+        metavar="DIR",
+        help="folder for the figures and results.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(demo.EXPERIMENTS),
+        default=tuple(demo.EXPERIMENTS),
+        metavar="NAME",
+        help="run only these experiments: %(choices)s",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="seed of all data, weights and batches (default: %(default)s)",
+    )
+
+    def run(arguments: argparse.Namespace) -> int:
+        needed = ("matplotlib", "sklearn", "tqdm")
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            parser.error(f"{', '.join(missing)} not found: pip install 'amsgrad_jax[demo]'")
+        out: Path = arguments.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            # Better to learn now than after the work that nothing can be written there.
+            tempfile.TemporaryFile(dir=out).close()
+        except OSError as error:
+            parser.error(f"argument --out: {str(out)!r} is no usable folder: {error.strerror}")
+        demo.run(arguments.only, out=out, seed=arguments.seed, quick=arguments.quick)
+        return 0
+
+    parser.set_defaults(command=run)
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {seed}")
+    return seed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What is left of the runs: the table, results.json, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, Final
+
+import jax
+import numpy as np
+import optax
+
+import amsgrad_jax
+from amsgrad_jax.demo.experiments import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMATS: Final = MappingProxyType(
+    {
+        "x": "x {:+.3f} (best -1, worst +1)",
+        "average regret": "average regret {:.4f}",
+        "loss": "loss {:.2e}",
+        "training loss": "training loss {:.2e}",
+        "test accuracy": "test accuracy {:.1%}",
+    }
+)
+
+
+def final(run: Run) -> dict[str, float]:
+    """The last value of each curve that the table shows."""
+    return {name: float(run.curves[name][-1]) for name in _FORMATS if name in run.curves}
+
+
+def table(runs: Iterable[Run]) -> str:
+    """The figures that matter, in plain text."""
+    rows: list[tuple[str, ...]] = [("problem", "optimizer", "at the end", "seconds")]
+    for run in runs:
+        figures = [_FORMATS[measure].format(value) for measure, value in final(run).items()]
+        rows.append((run.problem, run.optimizer, ", ".join(figures), f"{run.seconds:7.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple(width * "-" for width in widths))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def save_json(path: Path, runs: Iterable[Run], *, seed: int, quick: bool) -> None:
+    """Writes all that the table shows, and how it was made."""
+    results = {
+        "seed": seed,
+        "quick": quick,
+        "versions": {
+            "amsgrad_jax": amsgrad_jax.__version__,
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.devices()[0].device_kind,
+        "runs": [
+            {
+                "problem": run.problem,
+                "optimizer": run.optimizer,
+                "settings": run.settings,
+                "final": final(run),
+                "seconds": round(run.seconds, 2),
+            }
+            for run in runs
+        ],
+    }
+    text = json.dumps(results, indent=2) + "\n"
+    _save(path, lambda file: file.write(text.encode()))
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    _save(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _save(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    # Under another name until it is complete: nobody finds half a file.
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+    unfinished.replace(path)
