@@ -20,8 +20,9 @@ demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a
 test: $(VENV)/.with-test ## all tests that need no torch
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
-parity: $(VENV)/.with-parity ## beside the real PyTorch
+parity: $(VENV)/.with-parity ## beside the real PyTorch, and a table of the errors seen
 	$(BIN)/python -m pytest --numprocesses auto tests/parity $(ARGS)
+	$(BIN)/python -m tests.parity.report
 
 lint: $(VENV)/.with-dev ## ruff, formatting included
 	$(BIN)/ruff check .

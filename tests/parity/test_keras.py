@@ -1,0 +1,10 @@
+"""Beside the real Keras on its JAX backend: ``Adam`` and ``AdamW`` with ``amsgrad=True``."""
+
+import pytest
+
+from tests.parity.comparisons import KERAS, pairs
+
+
+@pytest.mark.parametrize(("comparison", "dtype"), pairs(KERAS), ids=str)
+def test_parameters_agree(comparison, dtype):
+    assert comparison.errors(dtype).max() <= comparison.tolerances[dtype]

@@ -1,0 +1,25 @@
+"""Beside the real PyTorch, at all steps: ``Adam`` and ``AdamW`` with ``amsgrad=True``."""
+
+import numpy as np
+import pytest
+
+from tests.parity import errors, record
+from tests.parity.comparisons import RECORDED, TORCH, pairs
+
+pytest.importorskip("torch", reason="these tests run the real PyTorch; test_recorded.py does not")
+
+
+@pytest.mark.parametrize(("comparison", "dtype"), pairs(TORCH), ids=str)
+def test_parameters_agree(comparison, dtype):
+    assert comparison.errors(dtype).max() <= comparison.tolerances[dtype]
+
+
+@pytest.mark.parametrize(("comparison", "dtype"), pairs(RECORDED), ids=str)
+def test_recording_is_what_torch_computes(comparison, dtype):
+    recorded = comparison.theirs(dtype)
+    now = record.torch_now(comparison.variant, dtype).at(record.STEPS)
+    if record.recorded_origin() == record.origin_now():
+        np.testing.assert_array_equal(now.params, recorded.params)
+        np.testing.assert_array_equal(now.way, recorded.way)
+    else:  # another version, or other vector instructions: the same up to rounding
+        assert errors.relative(now.params, recorded).max() <= comparison.tolerances[dtype]
