@@ -75,19 +75,11 @@ def amsgrad(
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018.
     """
     learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
-    return optax.with_extra_args_support(
-        optax.chain(
-            scale_by_amsgrad(
-                b1,
-                b2,
-                eps,
-                eps_root,
-                convention=convention,
-                storage=storage,
-                nesterov=nesterov,
-            ),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return optax.chain(
+        scale_by_amsgrad(
+            b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov
+        ),
+        optax.scale_by_learning_rate(learning_rate),
     )
 
 
@@ -158,18 +150,10 @@ def amsgradw(
     """
     learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
     weight_decay = _checks.hyperparameter("weight_decay", weight_decay)
-    return optax.with_extra_args_support(
-        optax.chain(
-            scale_by_amsgrad(
-                b1,
-                b2,
-                eps,
-                eps_root,
-                convention=convention,
-                storage=storage,
-                nesterov=nesterov,
-            ),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return optax.chain(
+        scale_by_amsgrad(
+            b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov
+        ),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
     )

@@ -5,6 +5,8 @@ reference of its own convention. Average and gradient have one sign, so that not
 cancels in the first moment and the relative error of an update means something.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -29,10 +31,9 @@ def _through_optax(optimizer: optax.GradientTransformation, state: type) -> Step
 
 
 def _through_torch(b2: float) -> Step | None:
-    try:
-        import torch
-    except ImportError:
+    if importlib.util.find_spec("torch") is None:
         return None
+    torch = importlib.import_module("torch")
 
     def step(g: np.ndarray, m: np.ndarray, v: np.ndarray, x: np.ndarray, t: int) -> np.ndarray:
         param = torch.zeros(g.size, requires_grad=True)

@@ -104,7 +104,7 @@ def test_pmap_keeps_replicas_equal():
 
     replicate = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tree)
     carry = replicate((params, optimizer.init(params)))
-    step = jax.pmap(one, axis_name="devices")
+    step = jax.pmap(one, axis_name="devices", devices=jax.devices("cpu")[:2])
     for _ in range(3):
         carry = step(*carry, xs)
     chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf, i=i: leaf[i], carry) for i in (0, 1)))
