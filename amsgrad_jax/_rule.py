@@ -52,7 +52,7 @@ def _correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
         log_beta = jnp.log1p(beta.astype(dtype) - 1)
     else:  # in double precision, whatever `dtype` is
         log_beta = math.log1p(beta - 1) if beta > 0 else -math.inf
-    return -jnp.expm1(t.astype(dtype) * jnp.asarray(log_beta, dtype))
+    return -jnp.expm1(t * jnp.asarray(log_beta, dtype))
 
 
 def coefficients(
@@ -71,6 +71,7 @@ def coefficients(
     def scalar(value: Number) -> jax.Array:
         return jnp.asarray(value, dtype)
 
+    t = t.astype(dtype)  # a count that has reached the end of int32 can still take `t + 1`
     c1 = _correction(b1, t, dtype) if convention.correct_mu else scalar(1)
     c2 = scalar(1) if convention.correct_nu == "never" else _correction(b2, t, dtype)
     root_scale = c1 / jnp.sqrt(c2) if convention.correct_nu == "after_max" else c1

@@ -62,12 +62,17 @@ def test_state_has_the_fields_of_optax():
     assert ours.count.dtype == jnp.int32
 
 
-def test_count_saturates():
-    optimizer = amsgrad_jax.scale_by_amsgrad()
-    state = optimizer.init(jnp.ones(2))._replace(count=jnp.int32(2**31 - 1))
-    updates, state = optimizer.update(jnp.ones(2), state)
-    assert state.count == 2**31 - 1
-    chex.assert_tree_all_finite(updates)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_count_saturates(nesterov):
+    optimizer = amsgrad_jax.scale_by_amsgrad(nesterov=nesterov)
+    long_ago = optimizer.init(jnp.ones(2))._replace(count=jnp.int32(2**31 - 2))
+    before, last = optimizer.update(jnp.ones(2), long_ago)
+    assert last.count == 2**31 - 1
+    after, still = optimizer.update(
+        jnp.ones(2), last._replace(**long_ago._asdict() | {"count": last.count})
+    )
+    assert still.count == 2**31 - 1
+    chex.assert_trees_all_equal(before, after)
 
 
 def test_three_moments_take_twelve_bytes_a_parameter():
