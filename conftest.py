@@ -1,13 +1,8 @@
-"""What all tests share: two virtual devices, and the code blocks of the README as tests."""
+"""What all tests share: two virtual CPU devices, so that sharding can be seen."""
 
 import os
 
-# Before jax starts its CPU client; a second device is what sharding needs to be seen.
+# Before jax starts its CPU client.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
-
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
-
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], pattern="*.md").pytest()
