@@ -21,7 +21,7 @@ test: $(VENV)/.with-test ## all tests that need no torch
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 parity: $(VENV)/.with-parity ## beside the real PyTorch, and a table of the errors seen
-	$(BIN)/python -m pytest --numprocesses auto tests/parity $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto tests/parity tests/test_examples.py -k 'torch or recorded' $(ARGS)
 	$(BIN)/python -m tests.parity.report
 
 lint: $(VENV)/.with-dev ## ruff, formatting included

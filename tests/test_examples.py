@@ -1,0 +1,141 @@
+"""The examples run and are short, and a run that is killed goes on as if it had not been."""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SAYS = {"orbax_checkpoint": "ScaleByAmsgradState on .*id=1", "from_pytorch": "after 100 steps"}
+STEPS, SAVED_EVERY = 40, 5
+
+
+def run_python(*arguments, **environment):
+    """Runs Python in a process of its own, on the CPU, with warnings as errors."""
+    # Without the second device that all other tests have: as users run it.
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", *map(str, arguments)],
+        cwd=environment.pop("cwd", ROOT),
+        env=inherited | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def imports(example):
+    """Names of the packages that an example imports."""
+    for node in ast.walk(ast.parse(example.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def skip_without(*packages):
+    # To import them here would cost seconds, and it is other processes that need them.
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_example_runs_and_leaves_nothing_behind(example, tmp_path):
+    skip_without(*imports(example))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    done = run_python(example, cwd=tmp_path / "here", TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == 0, done.stderr
+    assert 1 <= len(done.stdout.splitlines()) <= 10
+    assert re.search(SAYS.get(example.stem, "loss"), done.stdout)
+    left = {path.name for path in tmp_path.rglob("*")} - {"here", "temporary"}
+    # PyTorch makes a folder for its compiler, needed or not.
+    assert not [name for name in left if not name.startswith("torchinductor_")]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_example_is_short(example):
+    text = example.read_text()
+    assert len(text.splitlines()) <= (60 if example.stem == "from_pytorch" else 40)
+    assert ast.get_docstring(ast.parse(text))
+
+
+def train(folder, die_at=None):
+    """Trains from the last complete checkpoint on, and writes down where it ends.
+
+    Run in a process of its own, which kills itself after the step ``die_at``.
+    """
+    import jax
+    import optax
+    import orbax.checkpoint as ocp
+
+    import amsgrad_jax
+    from amsgrad_jax.demo import problems
+
+    task = problems.digits(epochs=3, seed=0)
+    batches = np.concatenate(task.batches)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        amsgrad_jax.amsgradw(optax.cosine_decay_schedule(1e-2, decay_steps=STEPS)),
+    )
+
+    @jax.jit
+    def step(params, state, inputs, targets):
+        gradients = jax.grad(task.loss)(params, inputs, targets)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    folder = pathlib.Path(folder)
+    options = ocp.CheckpointManagerOptions(save_interval_steps=SAVED_EVERY, max_to_keep=2)
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        run = (task.params, optimizer.init(task.params))
+        first = manager.latest_step() or 0
+        if first:
+            run = manager.restore(first, args=ocp.args.StandardRestore(run))
+        print(first)
+        for number in range(first, STEPS):
+            batch = batches[number]
+            run = step(*run, task.inputs[batch], task.targets[batch])
+            manager.save(number + 1, args=ocp.args.StandardSave(run))  # in the background
+            if number + 1 == die_at:
+                sys.stdout.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+    leaves, structure = jax.tree.flatten(run)
+    np.savez(folder / "end.npz", np.asarray(str(structure)), *leaves)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path):
+    skip_without("orbax", "sklearn")
+
+    def train_in_a_process(name, die_at=None):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        command = f"from tests.test_examples import train; train({str(folder)!r}, {die_at})"
+        done = run_python("-c", command)
+        assert done.returncode == (0 if die_at is None else -signal.SIGKILL), done.stderr
+        return int(done.stdout)
+
+    # Between two checkpoints, and while one is being written; a manager starts to write
+    # one only when the one before is complete.
+    assert train_in_a_process("killed", die_at=13) == 0
+    assert train_in_a_process("killed", die_at=25) in (5, 10)
+    assert train_in_a_process("killed") in (20, 25)
+    assert train_in_a_process("whole") == 0
+    killed, whole = (np.load(tmp_path / name / "end.npz") for name in ("killed", "whole"))
+    with killed, whole:
+        assert killed.files == whole.files
+        assert "ScaleByAmsgradState" in str(killed["arr_0"])
+        for name in whole.files:
+            assert killed[name].dtype == whole[name].dtype
+            assert killed[name].tobytes() == whole[name].tobytes()
