@@ -46,7 +46,7 @@ class Coefficients(NamedTuple):
     eps_root: jax.Array
 
 
-def _correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
     r""":math:`1 - \beta^t`; computed as it stands it would lose four digits in float32."""
     if isinstance(beta, jax.Array):
         log_beta = jnp.log1p(beta.astype(dtype) - 1)
@@ -72,12 +72,12 @@ def coefficients(
         return jnp.asarray(value, dtype)
 
     t = t.astype(dtype)  # a count that has reached the end of int32 can still take `t + 1`
-    c1 = _correction(b1, t, dtype) if convention.correct_mu else scalar(1)
-    c2 = scalar(1) if convention.correct_nu == "never" else _correction(b2, t, dtype)
+    c1 = correction(b1, t, dtype) if convention.correct_mu else scalar(1)
+    c2 = scalar(1) if convention.correct_nu == "never" else correction(b2, t, dtype)
     root_scale = c1 / jnp.sqrt(c2) if convention.correct_nu == "after_max" else c1
     ahead = scalar(1)
     if nesterov:  # as in optax.nadam: m_t is corrected as if it were one step further
-        c1_next = _correction(b1, t + 1, dtype) if convention.correct_mu else scalar(1)
+        c1_next = correction(b1, t + 1, dtype) if convention.correct_mu else scalar(1)
         ahead = scalar(b1) * c1 / c1_next
     return Coefficients(
         b1=scalar(b1),

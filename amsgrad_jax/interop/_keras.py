@@ -8,7 +8,7 @@ list ``variables`` mixes moments with whatever else the optimizer's options add 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -41,7 +41,7 @@ def from_keras(
     names: Sequence[str] | None = None,
     rename: _trees.Rename | None = None,
     convention: str | Convention = "keras",
-    without_max: Literal["raise", "use_nu"] = "raise",
+    without_max: _trees.WithoutMax = "raise",
 ) -> FromKeras:
     r"""Takes the state of ``keras.optimizers.Adam(amsgrad=True)`` or ``AdamW`` over.
 
@@ -100,8 +100,7 @@ def from_keras(
       >>> print(opt_state[0].count, opt_state[0].mu["dense"]["kernel"].shape)
       1 (2, 3)
     """
-    if without_max not in ("raise", "use_nu"):
-        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {without_max!r}")
+    _trees.check_without_max(without_max)
     paths = _paths(optimizer, names, rename)
     sources = dict(_MOMENTS)
     if not optimizer.amsgrad:

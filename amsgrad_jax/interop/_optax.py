@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _conventions
+from amsgrad_jax import _checks, _conventions, _rule
 from amsgrad_jax._conventions import OPTAX, PAPER, Convention
 from amsgrad_jax._transform import ScaleByAmsgradState
 from amsgrad_jax.interop import _trees
@@ -72,15 +71,13 @@ def convert(
     b2 = float(_checks.hyperparameter("b2", b2))
     was_corrected = _is_corrected(from_convention)
     becomes_corrected = _is_corrected(to_convention)
-    log_b2 = math.log(b2) if b2 > 0 else -math.inf
 
     def of_node(node: Any) -> Any:
         if not isinstance(node, ScaleByAmsgradState):
             return node
 
         def of_leaf(x: jax.Array) -> jax.Array:
-            steps = (node.count + 1).astype(x.dtype)
-            c2 = -jnp.expm1(steps * jnp.asarray(log_b2, x.dtype))  # of the next step
+            c2 = _rule.correction(b2, node.count.astype(x.dtype) + 1, x.dtype)  # of the next step
             return x * c2 if was_corrected else x / c2
 
         return node._replace(nu_max=jax.tree.map(of_leaf, node.nu_max))

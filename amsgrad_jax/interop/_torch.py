@@ -12,9 +12,8 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -66,7 +65,7 @@ def from_torch(
     transposes: Transposes | None = None,
     key: str | None = None,
     decoupled: bool | None = None,
-    without_max: Literal["raise", "use_nu"] = "raise",
+    without_max: _trees.WithoutMax = "raise",
 ) -> FromTorch:
     r"""Reads the state of PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
 
@@ -135,10 +134,8 @@ def from_torch(
       >>> print(opt_state[0].count, opt_state[0].mu["dense"]["kernel"].shape)
       7 (2, 3)
     """
-    if without_max not in ("raise", "use_nu"):
-        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {without_max!r}")
+    _trees.check_without_max(without_max)
     state_dict = _state_dict(source, key)
-    template: Any = scale_by_amsgrad().init(params)
     table = _correspondence(state_dict, params, names, rename, transposes)
     groups = tuple(
         _group(number, group, [row.path for row in table if row.group == number], decoupled)
@@ -146,7 +143,8 @@ def from_torch(
     )
     count = _count(state_dict["state"], table)
     if count == 0:  # PyTorch makes the moments in the first step
-        return FromTorch(template, groups)
+        state: Any = scale_by_amsgrad().init(params)
+        return FromTorch(state, groups)
     leaves = {field: {} for field in _MOMENTS}
     for row in table:
         entry = state_dict["state"][row.id]
@@ -154,11 +152,8 @@ def from_torch(
             entry = {"max_exp_avg_sq": entry["exp_avg_sq"], **entry}
         for field, moment in _MOMENTS.items():
             leaves[field][row.path] = _moment(row, entry, moment)
-    moments = ScaleByAmsgradState(
-        jnp.asarray(count, jnp.int32), *(_trees.like(params, leaves[field]) for field in _MOMENTS)
-    )
-    # Through put, so that dtypes are those of our own state.
-    return FromTorch(_trees.put(template, moments), groups)
+    trees = {field: _trees.like(params, leaves[field]) for field in _MOMENTS}
+    return FromTorch(_trees.ours(params, count, **trees), groups)
 
 
 def to_torch(

@@ -7,7 +7,7 @@ run over several states, each for some of the parameters; by path they are one a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
 
 Leaves: TypeAlias = dict[str, Any]
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
+WithoutMax: TypeAlias = Literal["raise", "use_nu"]
 
 OURS = (ScaleByAmsgradState,)
 OPTAXS = (optax.ScaleByAmsgradState, optax.ScaleByAdamState)
@@ -54,6 +55,12 @@ def same_paths(what: str, got: Leaves, expected: Leaves) -> None:
                 f"{what}: {path!r} has shape {jnp.shape(leaf)}, "
                 f"the parameter has shape {jnp.shape(expected[path])}"
             )
+
+
+def check_without_max(value: Any) -> None:
+    """Raises unless ``value`` says what to do about a state without a maximum."""
+    if value not in get_args(WithoutMax):
+        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {value!r}")
 
 
 def is_node(node: Any) -> bool:
