@@ -20,7 +20,8 @@ from tests import reference
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
-def _through_optax(optimizer: optax.GradientTransformation, state: type) -> Step:
+def through_optax(optimizer: optax.GradientTransformation, state: type) -> Step:
+    """One step of a transformation from given moments, whose state is of that type."""
     update = jax.jit(optimizer.update)
 
     def step(g: np.ndarray, m: np.ndarray, v: np.ndarray, x: np.ndarray, t: int) -> np.ndarray:
@@ -72,15 +73,14 @@ def main(quick: bool) -> None:
     for name in ("paper", "pytorch", "keras", "optax"):
         rows[f"amsgrad_jax, {name}"] = (
             name,
-            lambda b2, name=name: _through_optax(
+            lambda b2, name=name: through_optax(
                 amsgrad_jax.scale_by_amsgrad(b2=b2, convention=name),
                 amsgrad_jax.ScaleByAmsgradState,
             ),
         )
-    adam_like = type(optax.scale_by_amsgrad().init(jnp.zeros(())))
     rows["optax.amsgrad"] = (
         "optax",
-        lambda b2: _through_optax(optax.scale_by_amsgrad(b2=b2), adam_like),
+        lambda b2: through_optax(optax.scale_by_amsgrad(b2=b2), optax.ScaleByAmsgradState),
     )
     rows["torch.optim.Adam(amsgrad=True)"] = ("pytorch", _through_torch)
     for label, (convention, make) in rows.items():

@@ -133,22 +133,34 @@ RECORDED = [
 ]
 
 
-def _with_keras(
+def _beside(
+    library: str,
     variant: str,
-    make: Callable[[Any], Any],
+    theirs: Callable[[Any, Any, str], np.ndarray],
     ours: optax.GradientTransformation,
     tolerances: Mapping[str, float],
+    gradients: Mapping[str, np.ndarray] | None = None,
 ) -> Comparison:
-    tree, start = sequences.gradients(), sequences.start()
+    given = (gradients or sequences.gradients(), sequences.start())
     return Comparison(
-        "keras",
+        library,
         variant,
-        functools.cache(lambda dtype: trajectories.of_optax(ours, tree, start, dtype)),
-        functools.cache(
-            lambda dtype: errors.reference(trajectories.of_keras(make, tree, start, dtype))
-        ),
+        functools.cache(lambda dtype: trajectories.of_optax(ours, *given, dtype)),
+        functools.cache(lambda dtype: errors.reference(theirs(*given, dtype))),
         tolerances,
     )
+
+
+def _with_keras(variant: str, make: Callable[[Any], Any], *ours_and_tolerances: Any) -> Comparison:
+    theirs = functools.partial(trajectories.of_keras, make)
+    return _beside("keras", variant, theirs, *ours_and_tolerances)
+
+
+def _with_optax(
+    variant: str, optimizer: optax.GradientTransformation, *ours_and_tolerances: Any
+) -> Comparison:
+    theirs = functools.partial(trajectories.of_optax, optimizer)
+    return _beside("optax", variant, theirs, *ours_and_tolerances)
 
 
 # Keras holds the learning rate in float32 also for float64 parameters, so that 1e-3
@@ -194,25 +206,6 @@ KERAS = [
         errors.tolerances(rounded_b2=0.999),
     ),
 ]
-
-
-def _with_optax(
-    variant: str,
-    theirs: optax.GradientTransformation,
-    ours: optax.GradientTransformation,
-    tolerances: Mapping[str, float],
-    gradients: Mapping[str, np.ndarray] | None = None,
-) -> Comparison:
-    tree, start = gradients or sequences.gradients(), sequences.start()
-    return Comparison(
-        "optax",
-        variant,
-        functools.cache(lambda dtype: trajectories.of_optax(ours, tree, start, dtype)),
-        functools.cache(
-            lambda dtype: errors.reference(trajectories.of_optax(theirs, tree, start, dtype))
-        ),
-        tolerances,
-    )
 
 
 OPTAX = [
