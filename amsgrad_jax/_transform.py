@@ -41,7 +41,8 @@ def _update_leaf(
     nesterov: bool,
 ) -> tuple[jax.Array, _storage.Moments]:
     # Its own jit, so that leaves of equal shape and dtype are traced and lowered once:
-    # 0.7 s instead of 1.3 s for a step over 1,000 of them. XLA inlines the call again.
+    # 0.8 s for a step over 1,000 of them, where optax.amsgrad takes 1.9 s (`make bench`).
+    # XLA inlines the call again.
     moments = _storage.decode(stored)
     update, moments = _rule.update_array(
         gradient.astype(moments.mu.dtype), moments, coefficients, nesterov
