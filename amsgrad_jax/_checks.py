@@ -57,7 +57,15 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def _at(path: Any) -> str:
+def integer_scalar(name: str, value: Any) -> jax.Array:
+    """Returns ``value`` as a 0-d array of integers, or raises."""
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"{name} must be an integer scalar, got {value!r}")
+    return jnp.asarray(value)
+
+
+def at(path: Any) -> str:
+    """A leaf's path, for an error."""
     return jax.tree_util.keystr(path) or "the root"
 
 
@@ -71,7 +79,7 @@ def inexact(what: str, tree: Any) -> None:
         dtype = getattr(leaf, "dtype", type(leaf))
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"{what} must be floating point or complex, but the leaf at {_at(path)} has "
+                f"{what} must be floating point or complex, but the leaf at {at(path)} has "
                 f"dtype {getattr(dtype, '__name__', dtype)}: leave it out with optax.masked, "
                 "optax.partition or equinox.filter, or convert it"
             )
@@ -86,10 +94,10 @@ def match(gradients: Any, mu: Any) -> None:
     complaint = "the gradients do not match the optimizer state"
     for path, leaf in got + expected:
         if path in only_got:
-            raise ValueError(f"{complaint}: {_at(path)}, {_describe(leaf)}, is not in the state")
+            raise ValueError(f"{complaint}: {at(path)}, {_describe(leaf)}, is not in the state")
         if path in only_expected:
             raise ValueError(
-                f"{complaint}: {_at(path)} has no gradient, the state has {_describe(leaf)}"
+                f"{complaint}: {at(path)} has no gradient, the state has {_describe(leaf)}"
             )
     if jax.tree.structure(gradients) != jax.tree.structure(mu):
         raise ValueError(
@@ -100,11 +108,11 @@ def match(gradients: Any, mu: Any) -> None:
     for (path, gradient), (_, moment) in zip(got, expected, strict=True):
         if jnp.shape(gradient) != jnp.shape(moment):
             raise ValueError(
-                f"{complaint}: {_at(path)} is {_describe(gradient)}, "
+                f"{complaint}: {at(path)} is {_describe(gradient)}, "
                 f"the state was made for shape {list(jnp.shape(moment))}"
             )
         if jnp.iscomplexobj(gradient) != jnp.iscomplexobj(moment):
             raise TypeError(
-                f"{complaint}: {_at(path)} is {_describe(gradient)}, the state was made for "
+                f"{complaint}: {at(path)} is {_describe(gradient)}, the state was made for "
                 f"{'complex' if jnp.iscomplexobj(moment) else 'real'} parameters"
             )

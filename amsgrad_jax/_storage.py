@@ -1,19 +1,22 @@
-"""How the moments are held between steps.
+"""How the moments are held between steps: the presets, and the way in and out.
 
-A step decodes what is stored, applies the rule, and encodes the result:
-`empty` makes the first stored moments, `decode` and `encode` are the way in and
-the way out. Only ``"full"`` exists so far: what is stored is what the rule
-computes with, float32, or float64 where the parameter is.
+A step decodes what is stored, applies the rule, and encodes the result. `empty` makes the
+first stored moments, `decode` and `encode` are the way out and in. A codec knows about one
+moment; what concerns several, or the whole leaf, is here.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_KNOWN: Final = ("full",)
+from amsgrad_jax import _checks, _rounding, codecs
+from amsgrad_jax.codecs import EXACT, Codec
 
 
 class Moments(NamedTuple):
@@ -24,29 +27,222 @@ class Moments(NamedTuple):
     nu_max: jax.Array
 
 
-def check(storage: str) -> None:
-    """Raises if ``storage`` names no way to hold the moments."""
+class LeafCodecs(NamedTuple):
+    """What the three moments of one array are held by."""
+
+    mu: Codec
+    nu: Codec
+    nu_max: Codec
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A codec for each of the three moments.
+
+    =============== ============== ================ ========== ==================
+    preset          ``mu``         ``nu``           ``nu_max`` bytes a parameter
+    =============== ============== ================ ========== ==================
+    :data:`FULL`    ``EXACT``      ``EXACT``        ``EXACT``  12 (24 in float64)
+    :data:`COMPACT` ``BFLOAT16``   ``UNSIGNED16``   ``LOG8``   5
+    :data:`TINY`    ``RATIO8``     ``UNSIGNED16``   ``LOG8``   4
+    =============== ============== ================ ========== ==================
+
+    The codecs are those of :mod:`amsgrad_jax.codecs`. Of complex parameters ``mu`` is always
+    held exactly: 11 bytes instead of 16 in both presets.
+
+    Args:
+      mu: Codec of the average of gradients.
+      nu: Codec of the average of squared gradients.
+      nu_max: Codec of its maximum; not a stochastic one, for the maximum would collect
+        every rounding upwards.
+      full_below: Leaves with fewer elements are held exactly, such as biases and norms. To
+        choose leaves in another way, use two transformations and ``optax.partition``.
+
+    Raises:
+      TypeError: If a codec is no :class:`~amsgrad_jax.codecs.Codec`, or ``full_below`` no int.
+      ValueError: If ``nu_max`` has a stochastic codec, ``nu`` or ``nu_max`` one for a ratio,
+        or if ``full_below`` is negative.
+
+    Examples:
+      >>> import dataclasses
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> storage = dataclasses.replace(amsgrad_jax.TINY, full_below=100)
+      >>> params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
+      >>> (state, _) = amsgrad_jax.amsgrad(1e-3, storage=storage).init(params)
+      >>> print(state.mu["kernel"].dtype, state.mu["bias"].dtype)
+      int8 float32
+    """
+
+    mu: Codec
+    nu: Codec
+    nu_max: Codec
+    full_below: int = 0
+
+    def __post_init__(self) -> None:
+        for name in Moments._fields:
+            codec = getattr(self, name)
+            if not isinstance(codec, Codec):
+                raise TypeError(f"{name} must be an amsgrad_jax.codecs.Codec, got {codec!r}")
+            if name != "mu" and codec.ratio_bound is not None:
+                raise ValueError(f"{name} cannot have a codec for mu/√nu, got {codec!r}")
+        if self.nu_max.stochastic:
+            raise ValueError(
+                f"nu_max must have a codec that rounds to nearest, got {self.nu_max!r}: "
+                "a maximum collects every rounding upwards"
+            )
+        if isinstance(self.full_below, bool) or not isinstance(self.full_below, int):
+            raise TypeError(f"full_below must be an int, got {self.full_below!r}")
+        if self.full_below < 0:
+            raise ValueError(f"full_below must not be negative, got {self.full_below}")
+
+
+FULL: Final = Storage(mu=EXACT, nu=EXACT, nu_max=EXACT)
+"""As computed: 12 bytes a parameter."""
+
+COMPACT: Final = Storage(mu=codecs.BFLOAT16, nu=codecs.UNSIGNED16, nu_max=codecs.LOG8)
+"""5 bytes a parameter; needs nothing of ``b1`` and ``b2``."""
+
+TINY: Final = Storage(mu=codecs.RATIO8, nu=codecs.UNSIGNED16, nu_max=codecs.LOG8)
+"""4 bytes a parameter; ``mu`` is held as a share of √nu, which needs ``b1**2 < b2``."""
+
+_NAMED: Final = {"full": FULL, "compact": COMPACT, "tiny": TINY}
+PRESETS: Final = tuple(_NAMED.values())
+
+
+def resolve(storage: str | Storage) -> Storage:
+    """Returns the storage that a user named, or the one that they built."""
+    if isinstance(storage, Storage):
+        return storage
     if not isinstance(storage, str):
-        raise TypeError(f"storage must be a name, got {storage!r} of type {type(storage).__name__}")
-    if storage not in _KNOWN:
+        raise TypeError(
+            "storage must be a name or an amsgrad_jax.Storage, "
+            f"got {storage!r} of type {type(storage).__name__}"
+        )
+    if storage not in _NAMED:
         raise ValueError(
-            f"unknown storage {storage!r}: the known ones are {', '.join(map(repr, _KNOWN))}"
+            f"unknown storage {storage!r}: the known ones are {', '.join(map(repr, _NAMED))}; "
+            "or pass an amsgrad_jax.Storage of your own"
+        )
+    return _NAMED[storage]
+
+
+def check_decay_rates(storage: Storage, b1: Any, b2: Any) -> None:
+    """Raises if ``mu/√nu`` can be larger than its codec allows; only numbers are looked at."""
+    bound = storage.mu.ratio_bound
+    if bound is None or not isinstance(b1, float) or not isinstance(b2, float):
+        return
+    room = 1 - b1**2 / b2 if b2 > 0 else 1.0 if b1 == 0 else 0.0
+    if room <= 0 or (1 - b1) / math.sqrt((1 - b2) * room) > bound:
+        raise ValueError(
+            f"b1 = {b1!r} and b2 = {b2!r} do not fit this storage: it holds mu/√nu, for which "
+            "b1**2 must be less than b2 and (1-b1)/√((1-b2)(1-b1**2/b2)) at most "
+            f"{bound}; storage='compact' takes any b1 and b2"
         )
 
 
-def empty(param: jax.typing.ArrayLike | jax.ShapeDtypeStruct) -> Moments:
+def for_param(param: jax.typing.ArrayLike | jax.ShapeDtypeStruct, storage: Storage) -> LeafCodecs:
+    """The codecs that ``storage`` has for a parameter."""
+    if math.prod(jnp.shape(param)) < storage.full_below:
+        return LeafCodecs(EXACT, EXACT, EXACT)
+    is_complex = jnp.issubdtype(jnp.result_type(param), jnp.complexfloating)
+    return LeafCodecs(EXACT if is_complex else storage.mu, storage.nu, storage.nu_max)
+
+
+def empty(param: jax.typing.ArrayLike | jax.ShapeDtypeStruct, storage: Storage) -> Moments:
     """The stored moments of a parameter that has not had a gradient yet."""
     mu_dtype = jnp.promote_types(jnp.result_type(param), jnp.float32)
     nu_dtype = jnp.finfo(mu_dtype).dtype  # the real dtype, also of complex params
+    exact = Moments(mu_dtype, nu_dtype, nu_dtype)
     # Three separate buffers: one shared by two moments could not be donated.
-    return Moments(*(jnp.zeros_like(param, dtype) for dtype in (mu_dtype, nu_dtype, nu_dtype)))
+    return Moments(
+        *(
+            jnp.zeros_like(param, codec.dtype or dtype)
+            for codec, dtype in zip(for_param(param, storage), exact, strict=True)
+        )
+    )
 
 
-def decode(stored: Moments) -> Moments:
-    """What the rule computes with."""
-    return stored
+def of_leaf(storage: Storage | None, stored: Moments, path: Any) -> LeafCodecs:
+    """The codecs of one stored leaf, or raises if its dtypes are those of another storage.
+
+    None for ``storage`` stands for the presets and all that is mixed from them.
+    """
+
+    def of_moment(name: str) -> Codec:
+        dtype = jnp.result_type(getattr(stored, name))
+        codecs = {getattr(preset, name) for preset in (PRESETS if storage is None else (storage,))}
+        for codec in codecs:
+            if codec.dtype is not None and dtype == codec.dtype:
+                return codec
+        is_exact = dtype == jnp.promote_types(dtype, jnp.float32)
+        if is_exact and (EXACT in codecs or jnp.iscomplexobj(stored.mu) or storage.full_below):
+            return EXACT
+        expected = sorted(codec.dtype or "float32 or wider" for codec in codecs)
+        raise TypeError(
+            f"the state holds {name} at {_checks.at(path)} as {dtype}, but the storage has it as "
+            f"{' or '.join(expected)}: give the storage that made the state, or change the state "
+            "with amsgrad_jax.convert_storage"
+        )
+
+    return LeafCodecs(*map(of_moment, LeafCodecs._fields))
 
 
-def encode(fresh: Moments) -> Moments:
-    """What is kept until the next step."""
-    return fresh
+def working_dtype(stored: Moments, held: LeafCodecs, dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The real dtype to compute in: that of exact moments, else of ``dtype`` or float32."""
+    if held.nu is EXACT:
+        return stored.nu.dtype
+    return jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype
+
+
+def decode(stored: Moments, held: LeafCodecs, dtype: jnp.dtype) -> Moments:
+    """What the rule computes with: moments in the real ``dtype``, or its complex one."""
+    nu = held.nu.decode(stored.nu).astype(dtype)
+    mu = held.mu.decode(stored.mu)
+    if held.mu.ratio_bound is not None:
+        mu = jnp.where(mu == 0, mu, mu * jnp.sqrt(nu))  # 0, also where nu is infinite
+    nu_max = held.nu_max.decode(stored.nu_max).astype(dtype)
+    return Moments(mu.astype(jnp.promote_types(mu.dtype, dtype)), nu, nu_max)
+
+
+def encode(
+    fresh: Moments, held: LeafCodecs, count: jax.Array, salt: jax.Array | np.uint32
+) -> Moments:
+    """What is kept until the next step; the averages are rounded by chance."""
+    if not any(codec.stochastic for codec in held):
+        return _encode(fresh, held, _rounding.NEAREST, _rounding.NEAREST)
+    hashed = _rounding.hashed_index(fresh.nu, salt)
+    return _encode(
+        fresh,
+        held,
+        _rounding.at_step(hashed, count, _rounding.SILVER),
+        # The halves swapped: other bits than those of mu.
+        _rounding.at_step(hashed << 16 | hashed >> 16, count, _rounding.GOLDEN),
+    )
+
+
+def encode_nearest(fresh: Moments, held: LeafCodecs) -> Moments:
+    """The same, rounded to nearest: for a change of storage, which happens once."""
+    return _encode(fresh, held, _rounding.NEAREST, _rounding.NEAREST)
+
+
+def _encode(
+    fresh: Moments,
+    held: LeafCodecs,
+    bits_mu: jax.Array | np.uint32,
+    bits_nu: jax.Array | np.uint32,
+) -> Moments:
+    if all(codec is EXACT for codec in held):
+        return fresh
+    fresh = _rounding.not_differentiable(fresh)
+    nu = _write(held.nu, fresh.nu, bits_nu)
+    mu = fresh.mu
+    if held.mu.ratio_bound is not None:
+        # By the root that decoding will multiply with, so that the product is unbiased.
+        root = jnp.sqrt(held.nu.decode(nu)).astype(mu.dtype)
+        mu = jnp.where(root == 0, jnp.zeros_like(mu), mu / root)
+    return Moments(_write(held.mu, mu, bits_mu), nu, _write(held.nu_max, fresh.nu_max, bits_nu))
+
+
+def _write(codec: Codec, values: jax.Array, bits: jax.Array | np.uint32) -> jax.Array:
+    return values if codec is EXACT else codec.encode(values.astype(jnp.float32), bits)

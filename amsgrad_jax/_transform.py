@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _conventions, _rule, _storage
+from amsgrad_jax import _checks, _conventions, _rounding, _rule, _storage
 
 Hyperparameter: TypeAlias = jax.typing.ArrayLike | optax.Schedule
 
@@ -24,6 +24,9 @@ class ScaleByAmsgradState(NamedTuple):
       nu: Average of the squared gradients, a real tree like the parameters.
       nu_max: Running maximum of ``nu`` (in the ``"optax"`` convention, of the
         bias-corrected ``nu``), a tree like ``nu``.
+
+    All three as their :class:`Storage` has it: numbers, or codes of equal shape, which
+    :func:`convert_storage` turns into numbers.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
@@ -32,22 +35,25 @@ class ScaleByAmsgradState(NamedTuple):
     nu_max: optax.Updates
 
 
-@functools.partial(jax.jit, static_argnames="nesterov")
+@functools.partial(jax.jit, static_argnames=("nesterov", "held"))
 def _update_leaf(
     gradient: jax.Array,
     stored: _storage.Moments,
     coefficients: _rule.Coefficients,
+    count: jax.Array,
+    salt: jax.Array,
     *,
     nesterov: bool,
+    held: _storage.LeafCodecs,
 ) -> tuple[jax.Array, _storage.Moments]:
     # Its own jit, so that leaves of equal shape and dtype are traced and lowered once:
     # 0.8 s for a step over 1,000 of them, where optax.amsgrad takes 1.9 s (`make bench`).
     # XLA inlines the call again.
-    moments = _storage.decode(stored)
+    moments = _storage.decode(stored, held, coefficients.b1.dtype)
     update, moments = _rule.update_array(
         gradient.astype(moments.mu.dtype), moments, coefficients, nesterov
     )
-    return update.astype(gradient.dtype), _storage.encode(moments)
+    return update.astype(gradient.dtype), _storage.encode(moments, held, count, salt)
 
 
 def scale_by_amsgrad(
@@ -57,7 +63,7 @@ def scale_by_amsgrad(
     eps_root: Hyperparameter = 0.0,
     *,
     convention: str | _conventions.Convention = "pytorch",
-    storage: str = "full",
+    storage: str | _storage.Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales gradients by AMSGrad, without a learning rate and without a sign.
@@ -76,9 +82,9 @@ def scale_by_amsgrad(
     correct the moments. The update of a coordinate that has only had zero gradients
     is 0 for every ``eps``, and so is its derivative while ``eps_root`` is 0.
 
-    The arithmetic is in float32 (float64 for float64 parameters) whatever the dtype of
-    the gradients, and so is the state: 12 bytes a parameter. Updates come back in
-    the dtype of the gradients. For complex gradients :math:`v_t` is real, as in
+    The arithmetic is in float32 (float64 for float64 parameters) whatever the dtype of the
+    gradients and the storage of the moments. Updates come back in the dtype of the
+    gradients. For complex gradients :math:`v_t` is real, as in
     optax; PyTorch treats the two parts as two parameters.
 
     Args:
@@ -92,7 +98,9 @@ def scale_by_amsgrad(
         Likewise. Needed only to differentiate through steps near zero gradients.
       convention: ``"pytorch"``, ``"keras"``, ``"optax"``, ``"paper"``, or a
         :class:`Convention`.
-      storage: How moments are held between steps: ``"full"``.
+      storage: How moments are held between steps: ``"full"``, ``"compact"`` or ``"tiny"``, in
+        12, 5 or 4 bytes a parameter, or a :class:`Storage`. Only ``"full"`` can be
+        differentiated through; the others raise.
       nesterov: Whether to use Nesterov momentum, in the meaning of ``optax.nadam``.
 
     Returns:
@@ -138,13 +146,14 @@ def scale_by_amsgrad(
         for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("eps_root", eps_root))
     }
     convention = _conventions.resolve(convention)
-    _storage.check(storage)
+    storage = _storage.resolve(storage)
+    _storage.check_decay_rates(storage, hyperparameters["b1"], hyperparameters["b2"])
     _checks.flag("nesterov", nesterov)
 
     def init(params: optax.Params) -> ScaleByAmsgradState:
         _checks.inexact("params", params)
         leaves, tree = jax.tree.flatten(params)
-        moments = [_storage.empty(leaf) for leaf in leaves]
+        moments = [_storage.empty(leaf, storage) for leaf in leaves]
         return _state(jnp.zeros((), jnp.int32), moments, tree.unflatten)
 
     def update(
@@ -171,11 +180,26 @@ def scale_by_amsgrad(
                 count, **current, convention=convention, nesterov=nesterov, dtype=dtype
             )
 
-        gradients, tree = jax.tree.flatten(updates)
+        def step_leaf(
+            path: Any, stored: _storage.Moments, gradient: jax.Array
+        ) -> tuple[jax.Array, _storage.Moments]:
+            held = _storage.of_leaf(storage, stored, path)
+            dtype = _storage.working_dtype(stored, held, gradient.dtype)
+            return _update_leaf(
+                gradient,
+                stored,
+                coefficients(dtype),
+                count,
+                _rounding.salt(path),
+                nesterov=nesterov,
+                held=held,
+            )
+
+        gradients, tree = jax.tree_util.tree_flatten_with_path(updates)
         stored = map(_storage.Moments, *map(jax.tree.leaves, (state.mu, state.nu, state.nu_max)))
         stepped = [
-            _update_leaf(gradient, moments, coefficients(moments.nu.dtype), nesterov=nesterov)
-            for gradient, moments in zip(gradients, stored, strict=True)
+            step_leaf(path, moments, gradient)
+            for (path, gradient), moments in zip(gradients, stored, strict=True)
         ]
         return (
             tree.unflatten([update for update, _ in stepped]),
@@ -183,6 +207,19 @@ def scale_by_amsgrad(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def map_moments(
+    function: Callable[[Any, _storage.Moments], _storage.Moments], state: ScaleByAmsgradState
+) -> ScaleByAmsgradState:
+    """The state with other moments, made of each leaf's path and moments."""
+    mu, tree = jax.tree_util.tree_flatten_with_path(state.mu)
+    rest = map(jax.tree.leaves, (state.nu, state.nu_max))
+    moments = [
+        function(path, _storage.Moments(first, *others))
+        for (path, first), *others in zip(mu, *rest, strict=True)
+    ]
+    return _state(state.count, moments, tree.unflatten)
 
 
 def _state(

@@ -315,8 +315,7 @@ def test_derivatives_through_five_steps_are_finite(variant):
 def test_inject_hyperparams(variant):
     factory = functools.partial(
         optax.inject_hyperparams(getattr(amsgrad_jax, variant.factory)),
-        convention=variant.convention,
-        nesterov=variant.nesterov,
+        **variant.settings,
     )
     schedule = optax.linear_schedule(1e-1, 1e-2, 5)
     params, state = train(factory(learning_rate=schedule, b2=0.75, eps=0.125))

@@ -19,15 +19,32 @@ class Variant(NamedTuple):
     factory: str
     convention: str
     nesterov: bool
+    storage: str = "full"
 
     def __call__(self, learning_rate=1e-2, **kwargs) -> optax.GradientTransformationExtraArgs:
         factory = getattr(amsgrad_jax, self.factory)
-        return factory(learning_rate, convention=self.convention, nesterov=self.nesterov, **kwargs)
+        return factory(learning_rate, **self.settings, **kwargs)
+
+    @property
+    def settings(self) -> dict:
+        """What is not a number, and so no hyperparameter to inject or to vmap over."""
+        return {"convention": self.convention, "nesterov": self.nesterov, "storage": self.storage}
 
     def __str__(self) -> str:
-        return "-".join([self.factory, self.convention] + ["nesterov"] * self.nesterov)
+        return "-".join(
+            [self.factory, self.convention, self.storage] + ["nesterov"] * self.nesterov
+        )
 
 
-VARIANTS = [
+FULL_VARIANTS = [
     Variant(*row) for row in itertools.product(("amsgrad", "amsgradw"), CONVENTIONS, (False, True))
 ]
+# Fewer, to save time: storage knows nothing of what differs between factories.
+CODED_VARIANTS = [
+    Variant(factory, convention, nesterov, storage)
+    for storage, (convention, (factory, nesterov)) in itertools.product(
+        ("compact", "tiny"),
+        zip(CONVENTIONS, 2 * [("amsgrad", False), ("amsgradw", True)], strict=True),
+    )
+]
+VARIANTS = FULL_VARIANTS + CODED_VARIANTS
