@@ -65,7 +65,9 @@ def stochastic_apply_updates(
     count = _checks.integer_scalar("count", count)
 
     def of_leaf(path: Any, param: Any, update: Any) -> Any:
-        if param is None or update is None or jnp.result_type(param) != jnp.bfloat16:
+        if param is None:
+            return None
+        if jnp.result_type(param) != jnp.bfloat16:
             return optax.apply_updates(param, update)
         total = _rounding.not_differentiable(param.astype(jnp.float32) + update.astype(jnp.float32))
         hashed = _rounding.hashed_index(total, _rounding.salt(path) ^ _SALT)

@@ -59,7 +59,12 @@ def flag(name: str, value: Any) -> bool:
 
 def integer_scalar(name: str, value: Any) -> jax.Array:
     """Returns ``value`` as a 0-d array of integers, or raises."""
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    is_number = isinstance(value, int) or hasattr(value, "dtype")
+    if (
+        not is_number
+        or jnp.shape(value) != ()
+        or not jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    ):
         raise TypeError(f"{name} must be an integer scalar, got {value!r}")
     return jnp.asarray(value)
 

@@ -153,7 +153,7 @@ def empty(param: jax.typing.ArrayLike | jax.ShapeDtypeStruct, storage: Storage) 
     """The stored moments of a parameter that has not had a gradient yet."""
     mu_dtype = jnp.promote_types(jnp.result_type(param), jnp.float32)
     nu_dtype = jnp.finfo(mu_dtype).dtype  # the real dtype, also of complex params
-    exact = Moments(mu_dtype, nu_dtype, nu_dtype)
+    exact = (mu_dtype, nu_dtype, nu_dtype)
     # Three separate buffers: one shared by two moments could not be donated.
     return Moments(
         *(
@@ -169,20 +169,23 @@ def of_leaf(storage: Storage | None, stored: Moments, path: Any) -> LeafCodecs:
     None for ``storage`` stands for the presets and all that is mixed from them.
     """
 
+    candidates = PRESETS if storage is None else (storage,)
+    may_be_exact = any(candidate.full_below for candidate in candidates)
+
     def of_moment(name: str) -> Codec:
         dtype = jnp.result_type(getattr(stored, name))
-        codecs = {getattr(preset, name) for preset in (PRESETS if storage is None else (storage,))}
+        codecs = {getattr(candidate, name) for candidate in candidates}
         for codec in codecs:
             if codec.dtype is not None and dtype == codec.dtype:
                 return codec
         is_exact = dtype == jnp.promote_types(dtype, jnp.float32)
-        if is_exact and (EXACT in codecs or jnp.iscomplexobj(stored.mu) or storage.full_below):
+        if is_exact and (EXACT in codecs or may_be_exact or jnp.iscomplexobj(stored.mu)):
             return EXACT
-        expected = sorted(codec.dtype or "float32 or wider" for codec in codecs)
+        expected = " or ".join(sorted(codec.dtype or "float32 or wider" for codec in codecs))
         raise TypeError(
             f"the state holds {name} at {_checks.at(path)} as {dtype}, but the storage has it as "
-            f"{' or '.join(expected)}: give the storage that made the state, or change the state "
-            "with amsgrad_jax.convert_storage"
+            f"{expected}: give the storage that made the state, or change the state with "
+            "amsgrad_jax.convert_storage"
         )
 
     return LeafCodecs(*map(of_moment, LeafCodecs._fields))

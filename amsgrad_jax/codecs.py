@@ -9,7 +9,7 @@ codec              bytes   made for                     largest relative error
 :data:`EXACT`      4 (8)   every moment                 0
 :data:`BFLOAT16`   2       ``mu``                       :math:`2^{-7}`, 0 on average
 :data:`UNSIGNED16` 2       ``nu``                       :math:`2^{-8}`, 0 on average
-:data:`LOG8`       1       ``nu_max``                   1/7, from 1e-16 to 3.5e9
+:data:`LOG8`       1       ``nu_max``                   0.143, from 1.1e-16 to 3.5e9
 :data:`RATIO8`     1       ``mu``, as a share of √nu    :math:`2^{-3}`, 0 on average
 ================== ======= ============================ ==================================
 
@@ -146,11 +146,12 @@ def _decode_log8(codes: jax.Array) -> jax.Array:
 
 
 LOG8: Final = Codec("uint8", encode=_encode_log8, decode=_decode_log8, stochastic=False)
-r"""Three codes an octave from :math:`2^{-53}` to :math:`3.5 \cdot 10^9`, to nearest. For ``nu_max``.
+r"""Three codes an octave, rounded to nearest. For ``nu_max``.
 
-Between these ends a relative error up to 1/7, hence 7 % in the denominator. What is smaller
-is 0, what is larger, infinite or NaN is the largest code. A step divides by the larger of
-this and the current ``nu``: beyond the ends it is Adam's, and never less than Adam's.
+From :math:`2^{-53}` (1.1e-16) to 3.5e9 a relative error up to 0.143, hence 7 % in the
+denominator. What is smaller is 0, what is larger, infinite or NaN has the largest code. A
+step divides by the larger of this and the current ``nu``: beyond the ends it is Adam's, and
+never less than Adam's.
 """
 
 # The ratio is moved away from zero by 2**-9 and keeps 3 mantissa bits, as a float32 without

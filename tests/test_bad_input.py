@@ -86,7 +86,7 @@ def test_unknown_names(factory):
         factory(1e-3, convention=None)
     with pytest.raises(ValueError, match="unknown storage 'half': the known ones are 'full'"):
         factory(1e-3, storage="half")
-    with pytest.raises(TypeError, match="storage must be a name, got None"):
+    with pytest.raises(TypeError, match="storage must be a name or an amsgrad_jax.Storage"):
         factory(1e-3, storage=None)
     with pytest.raises(TypeError, match="nesterov must be a bool, got 1"):
         factory(1e-3, nesterov=1)

@@ -18,9 +18,6 @@ from benchmarks import accuracy
 from tests import reference
 from tests.variants import CONVENTIONS, enable_x64
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
-hypothesis.settings.load_profile("ci")
-
 RAW = ("paper", "pytorch", "keras")  # the maximum runs over uncorrected moments
 
 
