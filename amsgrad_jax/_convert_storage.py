@@ -1,4 +1,7 @@
-"""`convert_storage`: a running optimizer's moments, held in another way."""
+"""`convert_storage`: a running optimizer's moments, held in another way.
+
+`decoded` and `encoded_like` are the two halves of it for what works on numbers.
+"""
 
 from __future__ import annotations
 
@@ -58,17 +61,15 @@ def convert_storage(
     source = None if from_storage is None else _storage.resolve(from_storage)
     found = False
 
-    def of_leaf(path: Any, stored: _storage.Moments) -> _storage.Moments:
-        held = _storage.of_leaf(source, stored, path)
-        full = _storage.decode(stored, held, _storage.working_dtype(stored, held, jnp.float32))
-        return _storage.encode_nearest(full, _storage.for_param(full.mu, to))
-
     def of_node(node: Any) -> Any:
         nonlocal found
         if not isinstance(node, ScaleByAmsgradState):
             return node
         found = True
-        return map_moments(of_leaf, node)
+        return map_moments(
+            lambda _, full: _storage.encode_nearest(full, _storage.for_param(full.mu, to)),
+            decoded(node, source),
+        )
 
     converted = jax.tree.map(
         of_node, state, is_leaf=lambda node: isinstance(node, ScaleByAmsgradState)
@@ -76,3 +77,24 @@ def convert_storage(
     if not found:
         raise ValueError(f"found no amsgrad_jax.ScaleByAmsgradState in {type(state).__name__}")
     return converted
+
+
+def decoded(state: ScaleByAmsgradState, storage: Storage | None = None) -> ScaleByAmsgradState:
+    """The state with its moments as numbers; None for the storage recognises the presets."""
+
+    def of_leaf(path: Any, stored: _storage.Moments) -> _storage.Moments:
+        held = _storage.of_leaf(storage, stored, path)
+        return _storage.decode(stored, held, _storage.working_dtype(stored, held, jnp.float32))
+
+    return map_moments(of_leaf, state)
+
+
+def encoded_like(full: ScaleByAmsgradState, like: ScaleByAmsgradState) -> ScaleByAmsgradState:
+    """The state of numbers ``full``, held as ``like`` holds its own, to nearest."""
+    return map_moments(
+        lambda path, moments, stored: _storage.encode_nearest(
+            moments, _storage.of_leaf(None, stored, path)
+        ),
+        full,
+        like,
+    )

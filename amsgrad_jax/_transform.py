@@ -210,16 +210,18 @@ def scale_by_amsgrad(
 
 
 def map_moments(
-    function: Callable[[Any, _storage.Moments], _storage.Moments], state: ScaleByAmsgradState
+    function: Callable[..., _storage.Moments],
+    state: ScaleByAmsgradState,
+    *others: ScaleByAmsgradState,
 ) -> ScaleByAmsgradState:
-    """The state with other moments, made of each leaf's path and moments."""
-    mu, tree = jax.tree_util.tree_flatten_with_path(state.mu)
-    rest = map(jax.tree.leaves, (state.nu, state.nu_max))
-    moments = [
-        function(path, _storage.Moments(first, *others))
-        for (path, first), *others in zip(mu, *rest, strict=True)
+    """The state with other moments, made of each leaf's path and its moments in every state."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state.mu)]
+    leaves = [
+        map(_storage.Moments, *map(jax.tree.leaves, (one.mu, one.nu, one.nu_max)))
+        for one in (state, *others)
     ]
-    return _state(state.count, moments, tree.unflatten)
+    moments = [function(path, *stored) for path, *stored in zip(paths, *leaves, strict=True)]
+    return _state(state.count, moments, jax.tree.structure(state.mu).unflatten)
 
 
 def _state(

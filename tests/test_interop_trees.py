@@ -51,7 +51,9 @@ def _moments(params, count=7):
 
     def tree(offset):
         leaves = {
-            path: offset + 10 * paths.index(path) + np.arange(np.size(leaf)).reshape(np.shape(leaf))
+            path: offset
+            + 10 * paths.index(path)
+            + np.arange(float(np.size(leaf))).reshape(np.shape(leaf))
             for path, leaf in _trees.by_path(params).items()
         }
         return _trees.like(params, leaves)

@@ -10,6 +10,7 @@ import optax
 
 from amsgrad_jax import _checks, _conventions, _rule
 from amsgrad_jax._conventions import OPTAX, PAPER, Convention
+from amsgrad_jax._convert_storage import decoded, encoded_like
 from amsgrad_jax._transform import ScaleByAmsgradState
 from amsgrad_jax.interop import _trees
 
@@ -38,7 +39,8 @@ def convert(
     ``eps_root = 0``. The steps after it are not, because each convention follows the
     maximum of its own quantity from then on; the difference fades with :math:`\beta_2^t`.
     For ``"keras"`` and ``"paper"`` the next step is as different as their use of ``eps``
-    and their missing correction make it.
+    and their missing correction make it. Of a state in codes the maximum is rounded to its
+    codes once more.
 
     Args:
       state: A :class:`ScaleByAmsgradState`, or any tree that holds some, such as the
@@ -80,7 +82,8 @@ def convert(
             c2 = _rule.correction(b2, node.count.astype(x.dtype) + 1, x.dtype)  # of the next step
             return x * c2 if was_corrected else x / c2
 
-        return node._replace(nu_max=jax.tree.map(of_leaf, node.nu_max))
+        full = decoded(node)
+        return encoded_like(full._replace(nu_max=jax.tree.map(of_leaf, full.nu_max)), node)
 
     if not any(isinstance(node, ScaleByAmsgradState) for node in _trees.nodes(state)):
         raise ValueError(f"found no amsgrad_jax.ScaleByAmsgradState in {type(state).__name__}")

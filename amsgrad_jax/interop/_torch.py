@@ -229,8 +229,6 @@ def to_torch(
         new[row.id] = {"step": tensor(int(count), old.get("step"), torch.float32)}
         for field, moment in _MOMENTS.items():
             array = row.to_tensor(np.asarray(leaves[field][row.path]))
-            if not np.issubdtype(array.dtype, np.floating):
-                raise ValueError(f"{field} of {row.path!r} is in {array.dtype}, not in floats")
             if shapes is not None and array.shape != shapes[number]:
                 raise ValueError(
                     f"{field} of {row.path!r} becomes {array.shape}, but {row.name!r} has shape "

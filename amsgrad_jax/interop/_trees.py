@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amsgrad_jax._convert_storage import decoded, encoded_like
 from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
 
 Leaves: TypeAlias = dict[str, Any]
@@ -107,7 +108,8 @@ def take(
       kinds: The types of states to expect.
 
     Returns:
-      The four values, arrays of ``state`` itself. Of Adam ``nu_max`` is None.
+      The four values; arrays of ``state`` itself, unless it holds codes, which are decoded.
+      Of Adam ``nu_max`` is None.
 
     Raises:
       ValueError: If there is no such state, or several that are not parts of one; or if
@@ -123,7 +125,7 @@ def take(
       >>> print(count, nu_max["bias"])
       0 [0. 0. 0.]
     """
-    found = _of_one_kind(state, kinds)
+    found = [_in_numbers(node) for node in _of_one_kind(state, kinds)]
     counts = {int(node.count) for node in found}
     if len(counts) != 1:
         raise ValueError(f"state holds several optimizers with different counts {sorted(counts)}")
@@ -144,9 +146,10 @@ def take(
 def put(state: Any, moments: Any) -> Any:
     """Puts ``count``, ``mu``, ``nu`` and ``nu_max`` into a chain's state.
 
-    Every state of AMSGrad or Adam in it gets its leaves by their paths, in the dtype and
-    on the devices of what they replace. Every other step count in it (of schedules, of
-    injected hyperparameters, of gradient steps in ``MultiSteps``) becomes ``count``, too.
+    Every state of AMSGrad or Adam in it gets its leaves by their paths, in the dtype (or the
+    codes, rounded to nearest) and on the devices of what they replace. Every other step
+    count in it (of schedules, of injected hyperparameters, of gradient steps in
+    ``MultiSteps``) becomes ``count``, too.
 
     Args:
       state: The state of any chain, as from its ``init``.
@@ -174,6 +177,7 @@ def put(state: Any, moments: Any) -> Any:
     """
     found = _of_one_kind(state, _KNOWN)
     names = _moments_of(found[0])
+    moments = _in_numbers(moments)
     given = {name: by_path(getattr(moments, name)) for name in names}
     for name in names:
         present: Leaves = {}
@@ -184,18 +188,27 @@ def put(state: Any, moments: Any) -> Any:
     def replace(node: Any) -> Any:
         if not is_node(node):
             return node
+        numbers = _in_numbers(node)
         new = {}
         for name in names:
-            old = by_path(getattr(node, name))
+            old = by_path(getattr(numbers, name))
             leaves = {path: in_place_of(leaf, given[name][path]) for path, leaf in old.items()}
             new[name] = like(getattr(node, name), leaves)
-        return node._replace(**new)
+        filled = numbers._replace(**new)
+        return filled if numbers is node else encoded_like(filled, node)
 
     def set_count(path: Any, leaf: Any) -> Any:
         return in_place_of(leaf, moments.count) if _is_step_count(path, leaf) else leaf
 
     state = jax.tree.map(replace, state, is_leaf=is_node)
     return jax.tree_util.tree_map_with_path(set_count, state, is_leaf=_counts_otherwise)
+
+
+def _in_numbers(node: Any) -> Any:
+    # Codes are integers; numbers may be in any dtype, such as those of another library.
+    leaves = jax.tree.leaves(node)
+    is_coded = any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves[1:])  # but count
+    return decoded(node) if isinstance(node, OURS) and is_coded else node
 
 
 def _moments_of(node: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +154,21 @@ def test_convert_leaves_the_same_maximum_alone(source, target):
     got = interop.convert(state, from_convention=source, to_convention=target)
     same = jax.tree.map(np.array_equal, got[0].nu_max, state[0].nu_max)
     assert all(same.values()) == ((source == "optax") == (target == "optax"))
+
+
+@pytest.mark.parametrize("storage", ["compact", "tiny"])
+def test_convert_of_codes(storage):
+    params = {"w": jnp.ones(3)}
+    optimizer = amsgrad_jax.scale_by_amsgrad(convention="optax", storage=storage)
+    state = optimizer.init(params)
+    for gradient in (1.0, -20.0, 300.0):
+        _, state = optimizer.update({"w": jnp.array([1.0, 2.0, 4.0]) * gradient}, state)
+    there = interop.convert(state, from_convention="optax", to_convention="pytorch")
+    chex.assert_trees_all_equal_shapes_and_dtypes(there, state)
+    chex.assert_trees_all_equal((there.mu, there.nu), (state.mu, state.nu))
+    numbers = lambda state: amsgrad_jax.convert_storage(state, "full").nu_max["w"]
+    want = numbers(state) * (1 - 0.999**4)
+    np.testing.assert_allclose(numbers(there), want, rtol=0.143)  # the bound of the codec
 
 
 def test_complex():

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -476,9 +477,25 @@ def test_states_that_torch_cannot_continue():
         interop.to_torch(optax.amsgrad(0.1).init(params), params, theirs, **HOW)
     with pytest.raises(ValueError, match="found optax.ScaleByAdamState"):
         interop.to_torch(optax.adam(0.1).init(params), params, theirs, **HOW)
-    coded = state[0]._replace(nu_max=jax.tree.map(lambda x: x.astype(jnp.uint8), state[0].nu_max))
-    with pytest.raises(ValueError, match="nu_max of 'conv/kernel' is in uint8"):
-        interop.to_torch(coded, params, theirs, **HOW)
+    other = state[0]._replace(nu_max=jax.tree.map(lambda x: x.astype(jnp.int32), state[0].nu_max))
+    with pytest.raises(TypeError, match=r"holds nu_max at \['conv'\]\['bias'\] as int32"):
+        interop.to_torch(other, params, theirs, **HOW)
+
+
+@pytest.mark.parametrize("storage", ["compact", "tiny"])
+def test_codes_enter_and_leave(storage):
+    tensors = tensors_at_start()
+    theirs = torch_optimizer(tensors)
+    torch_steps(tensors, theirs, 0, 20)
+    params = to_jax(values(tensors))
+    full, _ = interop.from_torch(theirs, params, **HOW)
+    optimizer = amsgrad_jax.amsgrad(0.1, storage=storage)
+    state = interop.put(optimizer.init(params), full)
+    chex.assert_trees_all_equal(state[0], amsgrad_jax.convert_storage(full, storage))
+    back, _ = interop.from_torch(interop.to_torch(state, params, theirs, **HOW), params, **HOW)
+    chex.assert_trees_all_equal(back, amsgrad_jax.convert_storage(state[0], "full"))
+    count, *moments = interop.take(state, params)
+    chex.assert_trees_all_equal((count, *moments), tuple(back))
 
 
 def test_groups_that_are_no_partition():
