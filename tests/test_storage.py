@@ -512,3 +512,25 @@ def test_stochastic_apply_updates_refuses_what_it_cannot_do():
     total = lambda u: jnp.sum(amsgrad_jax.stochastic_apply_updates(one, u, 0).astype(jnp.float32))
     with pytest.raises(TypeError, match="cannot be differentiated through"):
         jax.grad(total)(jnp.ones(2))
+
+
+# On disk.
+
+
+@every_coded
+def test_a_checkpoint_of_codes_goes_on_to_the_same_bits(storage, tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    params = {"w": normal(21, 8, 4)}
+    optimizer = amsgrad_jax.amsgradw(1e-2, storage=storage)
+    halfway = trained(optimizer, params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "halfway", halfway)
+        checkpointer.wait_until_finished()
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            halfway,
+        )
+        restored = checkpointer.restore(tmp_path / "halfway", like)
+    chex.assert_trees_all_equal(restored, halfway)
+    end = lambda run: trained(optimizer, run[0], state=run[1], seed=22)
+    chex.assert_trees_all_equal(end(restored), end(halfway))
