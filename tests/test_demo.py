@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,33 +21,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 PROBLEMS = ("online: periodic", "online: stochastic", "online: theorem 1", "regression", "digits")
-FACTORIES = {"Adam": optax.adam, "AMSGrad": amsgrad_jax.amsgrad}
-
-
-def reference(optimizer, problem):
-    """Adam or AMSGrad on linear losses in Python floats, step by step, with the regret."""
-    x = m = v = largest = cost = total = 0.0
-    points = np.linspace(-1.0, 1.0, 21)
-    played, regrets = [], []
-    for t, slope in enumerate(map(float, problem.slopes), start=1):
-        played.append(x)
-        cost += slope * x
-        total += slope
-        regrets.append((cost - min(total * points)) / t)
-        m = problem.b1 * m + (1 - problem.b1) * slope
-        v = problem.b2 * v + (1 - problem.b2) * slope**2
-        largest = max(largest, v) if optimizer == "AMSGrad" else v
-        root = math.sqrt(largest / (1 - problem.b2**t))
-        x -= problem.alpha / math.sqrt(t) * m / (1 - problem.b1**t) / (root + 1e-8)
-        x = min(max(x, -1.0), 1.0)
-    return np.array(played), np.array(regrets)
-
-
-def play(optimizer, problem):
-    transformation = FACTORIES[optimizer](
-        lambda count: problem.alpha / jnp.sqrt(count + 1), b1=problem.b1, b2=problem.b2
-    )
-    return np.concatenate(list(training.play(transformation, problem.slopes)))
 
 
 @pytest.fixture(scope="module")
@@ -174,40 +146,6 @@ def test_missing_package_names_the_extra(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("optimizer", FACTORIES)
-@pytest.mark.parametrize("index", range(3))
-def test_online_agrees_with_python_floats(optimizer, index):
-    problem = problems.online(2000, seed=5)[index]
-    played, regrets = reference(optimizer, problem)
-    iterates = play(optimizer, problem)
-    assert np.ptp(played) > 0.5  # it goes somewhere
-    np.testing.assert_allclose(iterates, played, atol=2e-4)
-    np.testing.assert_allclose(
-        training.average_regret(problem.slopes, played), regrets, rtol=1e-9, atol=1e-9
-    )
-
-
-def test_regret_of_a_long_run_does_not_round():
-    slopes = problems.online(1_010_000, seed=0)[0].slopes
-    played = np.full(len(slopes), 0.3, np.float32)
-    regret = training.average_regret(slopes, played)
-    # A period of 101 steps adds up to a slope of 10, and the best point is 1.3 away.
-    expected = (float(played[0]) + 1) * 10 / 101
-    assert regret[-1] == pytest.approx(expected, rel=1e-9)
-
-
-def test_theorem_1():
-    problem = problems.online(5000, seed=0)[2]
-    adam, amsgrad = play("Adam", problem), play("AMSGrad", problem)
-    assert min(adam[-1000:]) > 0.9
-    assert max(amsgrad[-1000:]) < -0.9
-    adam_regret = training.average_regret(problem.slopes, adam)
-    amsgrad_regret = training.average_regret(problem.slopes, amsgrad)
-    # Adam pays nearly 1/3 a step at +1, where the best point earns 1/3.
-    assert adam_regret[-1] == pytest.approx(2 / 3, abs=0.02)
-    assert amsgrad_regret[-1] < amsgrad_regret[499] / 2 < 0.02
-
-
 def test_slopes_are_those_of_the_paper():
     periodic, stochastic, theorem = problems.online(10_100, seed=1)
     t = np.arange(1, 10_101)
@@ -229,23 +167,6 @@ def test_seed_decides():
     np.testing.assert_array_equal(same.batches, again.batches)
     assert not np.array_equal(same.batches, other.batches)
     assert not np.array_equal(same.params[0]["kernel"], other.params[0]["kernel"])
-
-
-def test_chunks_join_without_a_seam_and_compile_once(monkeypatch):
-    problem = problems.online(600, seed=0)[0]
-    whole = play("AMSGrad", problem)
-    monkeypatch.setattr(training, "_CHUNK", 200)
-    inner = amsgrad_jax.amsgrad(lambda count: 0.5 / jnp.sqrt(count + 1), b1=0.9, b2=0.99)
-    traces = []
-
-    def update(updates, state, params=None):
-        traces.append(1)
-        return inner.update(updates, state, params)
-
-    chunks = list(training.play(optax.GradientTransformation(inner.init, update), problem.slopes))
-    assert [len(chunk) for chunk in chunks] == [200, 200, 200]
-    assert len(traces) == 1
-    np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
 
 def test_training_is_plain_gradient_descent_with_sgd():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax import schedules
 from amsgrad_jax.demo import problems, training
+from amsgrad_jax.online import average_regret, best_linear, play
 
 # What makes an optimizer, and the arguments it is given.
 Optimizer: TypeAlias = tuple[Callable[..., optax.GradientTransformation], dict[str, float]]
@@ -46,21 +46,31 @@ def online(*, seed: int, quick: bool) -> list[Run]:
     shown = np.unique(np.geomspace(1, steps, 2000).astype(np.int64))
     runs = []
     for problem in problems.online(steps, seed):
-        learning_rate = functools.partial(_inverse_root, problem.alpha)
+        best = best_linear(problem.slopes, -1.0, 1.0)
         for name, factory in {"Adam": optax.adam, "AMSGrad": amsgrad_jax.amsgrad}.items():
             start = time.perf_counter()
-            optimizer = factory(learning_rate, b1=problem.b1, b2=problem.b2)
-            chunks = []
-            with tqdm(
-                desc=_caption(problem.name, name), total=steps, unit="step", unit_scale=True
-            ) as progress:
-                for chunk in training.play(optimizer, problem.slopes):
-                    chunks.append(chunk)
-                    progress.update(len(chunk))
+            optimizer = factory(schedules.inverse_sqrt(problem.alpha), b1=problem.b1, b2=problem.b2)
+            caption = _caption(problem.name, name)
+            with (
+                tqdm(desc=caption, total=steps, unit="step", unit_scale=True) as progress,
+                # One scalar after another is work for a CPU, also where there is a GPU.
+                jax.default_device(jax.local_devices(backend="cpu")[0]),
+            ):
+                rounds = play(
+                    optimizer,
+                    problems.linear,
+                    problem.slopes,
+                    0.0,
+                    project=problems.onto_interval,
+                    progress=progress.update,
+                )
             seconds = time.perf_counter() - start
-            played = np.concatenate(chunks)
-            regret = training.average_regret(problem.slopes, played)
-            curves = {"step": shown, "x": played[shown - 1], "average regret": regret[shown - 1]}
+            regret = average_regret(rounds.losses, best)
+            curves = {
+                "step": shown,
+                "x": rounds.points[shown - 1],
+                "average regret": regret[shown - 1],
+            }
             settings = {
                 "losses": problem.description,
                 "learning_rate": f"{problem.alpha} / sqrt(step)",
@@ -70,11 +80,6 @@ def online(*, seed: int, quick: bool) -> list[Run]:
             }
             runs.append(Run(problem.name, name, settings, curves, seconds))
     return runs
-
-
-def _inverse_root(alpha: float, count: jax.typing.ArrayLike) -> jax.Array:
-    """The step size ``alpha / sqrt(t)``, ``t`` being the number of steps so far plus 1."""
-    return alpha / jnp.sqrt(count + 1)
 
 
 def regression(*, seed: int, quick: bool) -> list[Run]:

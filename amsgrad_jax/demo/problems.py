@@ -30,6 +30,16 @@ class Online(NamedTuple):
     b2: float
 
 
+def linear(x: jax.Array, slope: jax.Array) -> jax.Array:
+    """The loss of these problems."""
+    return slope * x
+
+
+def onto_interval(x: jax.Array) -> jax.Array:
+    """The projection onto [-1, 1]."""
+    return optax.projections.projection_box(x, -1.0, 1.0)
+
+
 def online(steps: int, seed: int) -> tuple[Online, ...]:
     """The examples of section 3 of Reddi, Kale and Kumar (2018), ``steps`` long.
 

@@ -1,0 +1,517 @@
+"""Online convex optimisation: the game, its regret, and the paper's bounds on it.
+
+In each round a point is chosen, then a convex loss is revealed and paid, and its gradient
+is taken there. The regret is what that cost beyond the best fixed point in hindsight.
+Playing is JAX; regret and bounds are numpy in float64, on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from amsgrad_jax import _checks
+
+# Rounds in one call: enough that the call costs nothing, few enough to watch the progress.
+_CHUNK: Final = 100_000
+
+
+class Rounds(NamedTuple):
+    """What was played; every leaf is a numpy array with one entry for each round.
+
+    Args:
+      points: The points :math:`x_1, x_2, \\ldots`, each chosen before its loss was known.
+      losses: What they cost, :math:`f_t(x_t)`.
+      recorded: What ``record`` returned after each round.
+    """
+
+    points: Any
+    losses: np.ndarray
+    recorded: Any
+
+
+def _nothing(gradient: optax.Updates, state: optax.OptState) -> None:
+    return None
+
+
+def _whole_space(point: optax.Params) -> optax.Params:
+    return point
+
+
+def play(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Any, Any], jax.Array],
+    stream: Any,
+    start: optax.Params,
+    *,
+    project: Callable[[Any], Any] = _whole_space,
+    record: Callable[[Any, Any], Any] = _nothing,
+    progress: Callable[[int], object] | None = None,
+) -> Rounds:
+    r"""Plays an optimizer against a stream of losses.
+
+    .. math::
+
+        x_1 = \Pi(\text{start}), \qquad x_{t+1} = \Pi(x_t + u_t)
+
+    where :math:`u_t` is the optimizer's update for the gradient of
+    :math:`f_t = \text{loss}(\cdot, z_t)` at :math:`x_t`. The paper projects in the metric of
+    :math:`\sqrt{\hat v_t}`, which is diagonal: on a box every diagonal metric gives the
+    plain clipping of ``optax.projections.projection_box``. For another set, let the
+    optimizer do it, or pass a projection and know that its metric is another.
+
+    100,000 rounds run in one compiled call, on JAX's default device; for a few numbers,
+    ``with jax.default_device(jax.local_devices(backend="cpu")[0])`` is the fast one.
+
+    Args:
+      optimizer: Any transformation of Optax that ends in a step, as :func:`amsgrad`.
+      loss: ``loss(x, z)``, a real scalar, convex in ``x``, differentiable by JAX.
+      stream: The data :math:`z_1, z_2, \ldots`: arrays, or a tree of arrays, whose first
+        axis counts the rounds.
+      start: The first point: any tree of floating point arrays. Outside of the set it is
+        projected first.
+      project: The projection :math:`\Pi` onto the set, from a point to a point of equal
+        shapes and dtypes.
+      record: What to keep of each round: ``record(gradient, state)`` is asked after each
+        update, and returns a tree of arrays.
+      progress: Called with a number of rounds each time so many more have been played,
+        for example the ``update`` of a ``tqdm`` bar.
+
+    Returns:
+      The :class:`Rounds`.
+
+    Raises:
+      TypeError: If ``start`` has leaves that are not real and floating point.
+      ValueError: If ``stream`` is empty or its leaves disagree on the number of rounds;
+        if ``project`` changes a tree, a shape or a dtype; or if ``loss`` is no scalar.
+
+    Examples:
+      The three-step example of the paper's Theorem 1, with C = 3:
+
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> import optax
+      >>> from amsgrad_jax import online, schedules
+      >>> slopes = np.resize(np.array([3.0, -1.0, -1.0], np.float32), 3000)
+      >>> for factory in (optax.adam, amsgrad_jax.amsgrad):
+      ...     rounds = online.play(
+      ...         factory(schedules.inverse_sqrt(0.5), b1=0.0, b2=0.1),
+      ...         lambda x, slope: slope * x,
+      ...         slopes,
+      ...         0.0,
+      ...         project=lambda x: jnp.clip(x, -1.0, 1.0),
+      ...     )
+      ...     best = online.best_linear(slopes, -1.0, 1.0)
+      ...     regret = online.average_regret(rounds.losses, best)
+      ...     print(f"x {rounds.points[-1]:+.2f}, average regret {regret[-1]:.2f}")
+      x +1.00, average regret 0.67
+      x -1.00, average regret 0.01
+
+    References:
+      Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, section 2. Zinkevich, Online Convex
+      Programming and Generalized Infinitesimal Gradient Ascent, ICML 2003.
+    """
+    _checks.inexact("start", start)
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(start))):
+        raise TypeError(f"start must be real, got {_signature(start)}")
+    # Their dtype, and not a weak one, from which the first update would drift away.
+    start = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), start)
+    stream = jax.tree.map(np.asarray, stream)
+    rounds = _count_rounds(stream)
+    projected = jax.eval_shape(project, start)
+    if _signature(projected) != _signature(start):
+        raise ValueError(
+            "project must keep the tree, shapes and dtypes of a point, "
+            f"got {_signature(projected)} for {_signature(start)}"
+        )
+    price = jax.eval_shape(loss, start, jax.tree.map(lambda z: z[0], stream))
+    if jnp.shape(price) != () or not jnp.issubdtype(jnp.result_type(price), jnp.floating):
+        raise ValueError(f"loss must return a real scalar, got {_signature(price)}")
+
+    carry = (project(start), optimizer.init(start))
+    chunks = []
+    for first in range(0, rounds, _CHUNK):
+        chunk = jax.tree.map(lambda z, at=first: z[at : at + _CHUNK], stream)
+        carry, played = _play_chunk(
+            carry, chunk, optimizer=optimizer, loss=loss, project=project, record=record
+        )
+        chunks.append(jax.device_get(played))
+        if progress is not None:
+            progress(min(_CHUNK, rounds - first))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "loss", "project", "record"))
+def _play_chunk(
+    carry: Any,
+    chunk: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Any, Any], jax.Array],
+    project: Callable[[Any], Any],
+    record: Callable[[Any, Any], Any],
+) -> tuple[Any, Rounds]:
+    def one(carry: Any, z: Any) -> tuple[Any, Any]:
+        point, state = carry
+        price, gradient = jax.value_and_grad(loss)(point, z)
+        update, state = optimizer.update(gradient, state, point)
+        after = project(optax.apply_updates(point, update))
+        return (after, state), Rounds(point, price, record(gradient, state))
+
+    return jax.lax.scan(one, carry, chunk)
+
+
+def _count_rounds(stream: Any) -> int:
+    # A leaf without axes counts nothing.
+    lengths = {
+        jax.tree_util.keystr(path) or "the root": next(iter(leaf.shape), 0)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stream)
+    }
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            "stream must hold arrays whose first axes count the same number of rounds, "
+            f"at least one; got the lengths {lengths}"
+        )
+    return next(iter(lengths.values()))
+
+
+def _signature(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree)
+
+
+def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
+    r"""For every t, how much more the rounds so far cost than the best fixed point, over t.
+
+    .. math::
+
+        \frac{R_t}{t} = \frac{1}{t} \Big( \sum_{s=1}^{t} f_s(x_s)
+            - \min_x \sum_{s=1}^{t} f_s(x) \Big)
+
+    Args:
+      losses: What was paid in each round, shape (rounds,).
+      best: What the best fixed point would have paid in all rounds up to each one, shape
+        (rounds,), as from :func:`best_linear` or :func:`best_quadratic`. For a fixed
+        comparator ``u`` of your own, ``np.cumsum`` of its losses.
+
+    Returns:
+      The average regret after each round, float64 of shape (rounds,).
+
+    Raises:
+      ValueError: If the two are not of one length.
+
+    Examples:
+      >>> import numpy as np
+      >>> from amsgrad_jax import online
+      >>> slopes = np.array([3.0, -1.0, -1.0, 3.0])
+      >>> points = np.array([1.0, 1.0, -1.0, -1.0])
+      >>> print(online.average_regret(slopes * points, online.best_linear(slopes, -1, 1)))
+      [6.         2.         1.33333333 1.        ]
+    """
+    losses, best = np.asarray(losses, np.float64), np.asarray(best, np.float64)
+    if losses.ndim != 1 or losses.shape != best.shape:
+        raise ValueError(
+            "losses and best must be of shape (rounds,) both, "
+            f"got losses of shape {losses.shape} and best of shape {best.shape}"
+        )
+    return (np.cumsum(losses) - best) / np.arange(1, len(losses) + 1)
+
+
+def best_linear(
+    slopes: np.ndarray, lower: jax.typing.ArrayLike, upper: jax.typing.ArrayLike
+) -> np.ndarray:
+    r"""What the best fixed point of a box pays for linear losses :math:`\langle z_s, x \rangle`.
+
+    .. math::
+
+        \min_{l \le x \le u} \sum_{s \le t} \langle z_s, x \rangle
+            = \sum_i \min(l_i S_{t,i},\ u_i S_{t,i}), \qquad S_t = \sum_{s \le t} z_s
+
+    Args:
+      slopes: The :math:`z_s`, shape (rounds, ...).
+      lower: The lower ends of the box, finite, broadcast to the shape of a point.
+      upper: The upper ends, likewise.
+
+    Returns:
+      The cost up to each round, float64 of shape (rounds,).
+
+    Raises:
+      ValueError: If ``lower`` exceeds ``upper`` somewhere, or they are not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> from amsgrad_jax import online
+      >>> print(online.best_linear(np.array([3.0, -1.0, -1.0]), -1.0, 1.0))
+      [-3. -2. -1.]
+    """
+    low, high = _box(lower, upper)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"the box must be finite, got lower {lower} and upper {upper}")
+    sums = np.cumsum(np.asarray(slopes, np.float64), axis=0)
+    return _over_coordinates(np.minimum(low * sums, high * sums))
+
+
+def best_quadratic(
+    curvatures: np.ndarray,
+    centers: np.ndarray,
+    lower: jax.typing.ArrayLike = -math.inf,
+    upper: jax.typing.ArrayLike = math.inf,
+) -> np.ndarray:
+    r"""What the best fixed point of a box pays for separable quadratic losses.
+
+    .. math::
+
+        \min_{l \le x \le u} \sum_{s \le t} \sum_i \tfrac12 a_{s,i} (x_i - c_{s,i})^2
+
+    In each coordinate it is the mean of the centers, weighted by the curvatures, clipped.
+
+    Args:
+      curvatures: The :math:`a_s`, positive, shape (rounds, ...).
+      centers: The :math:`c_s`, of the same shape.
+      lower: The lower ends of the box, broadcast to the shape of a point.
+      upper: The upper ends, likewise.
+
+    Returns:
+      The cost up to each round, float64 of shape (rounds,).
+
+    Raises:
+      ValueError: If the shapes differ, a curvature is not positive, or ``lower`` exceeds
+        ``upper`` somewhere.
+
+    Examples:
+      >>> import numpy as np
+      >>> from amsgrad_jax import online
+      >>> print(online.best_quadratic(np.array([1.0, 1.0]), np.array([0.0, 2.0])))
+      [0. 1.]
+    """
+    low, high = _box(lower, upper)
+    a, c = np.asarray(curvatures, np.float64), np.asarray(centers, np.float64)
+    if a.shape != c.shape:
+        raise ValueError(
+            "curvatures and centers must have one shape, "
+            f"got curvatures of shape {a.shape} and centers of shape {c.shape}"
+        )
+    if not (a > 0).all():
+        raise ValueError(f"curvatures must be positive, got {a.min()}")
+    weight, mean = np.cumsum(a, axis=0), np.cumsum(a * c, axis=0) / np.cumsum(a, axis=0)
+    # Around the mean: a sum of squares and nothing that cancels at the best point.
+    spread = np.cumsum(a * c**2, axis=0) - weight * mean**2
+    return _over_coordinates(0.5 * (spread + weight * (np.clip(mean, low, high) - mean) ** 2))
+
+
+def _box(lower: jax.typing.ArrayLike, upper: jax.typing.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    if not (low <= high).all():
+        raise ValueError(f"lower must not exceed upper, got lower {lower} and upper {upper}")
+    return low, high
+
+
+def _over_coordinates(costs: np.ndarray) -> np.ndarray:
+    return costs.sum(axis=tuple(range(1, costs.ndim)))
+
+
+def regret_bound(
+    gradients: Any,
+    nu_max: Any,
+    *,
+    alpha: float,
+    b1: float | optax.Schedule,
+    b2: float,
+    diameter: float,
+    eps: float = 0.0,
+) -> np.ndarray:
+    r"""The bound of the paper's Theorem 4 on AMSGrad's regret, after each round.
+
+    .. math::
+
+        R_T \le \frac{D_\infty^2 \sqrt{T}}{\alpha (1-\beta_1)} \sum_i \sqrt{\hat v_{T,i}}
+            + \frac{D_\infty^2}{2 (1-\beta_1)} \sum_{t=1}^{T} \sum_i
+                \frac{\beta_{1t} \sqrt{\hat v_{t,i}}}{\alpha_t}
+            + \frac{\alpha \sqrt{1 + \log T}}{(1-\beta_1)^2 (1-\gamma) \sqrt{1-\beta_2}}
+                \sum_i \lVert g_{1:T,i} \rVert_2
+
+    with :math:`\alpha_t = \alpha/\sqrt{t}`, :math:`\beta_1 = \beta_{11}` and
+    :math:`\gamma = \beta_1/\sqrt{\beta_2} < 1`. It holds for the convention ``"paper"``,
+    that step size, convex losses, and a set on which the projection is that of the metric
+    :math:`\sqrt{\hat v_t}`. Divide by T for a bound on the average regret.
+
+    Args:
+      gradients: The gradients :math:`g_t`, a tree of arrays of shape (rounds, ...).
+      nu_max: The maxima :math:`\hat v_t` after each round, a tree like ``gradients``.
+      alpha: The first step size, positive.
+      b1: What the optimizer was given: a number, or a schedule that never rises.
+      b2: Decay rate of the average of squared gradients, in (0, 1).
+      diameter: The largest distance of two points of the set in one coordinate,
+        :math:`D_\infty`; of the box [-1, 1] it is 2.
+      eps: What the optimizer was given; the bound then has
+        :math:`\sqrt{\hat v} + \epsilon` for :math:`\sqrt{\hat v}`.
+
+    Returns:
+      The bound on the regret after each round, float64 of shape (rounds,).
+
+    Raises:
+      TypeError: If a hyperparameter is not a number.
+      ValueError: If a hyperparameter is out of its range, :math:`\gamma` is not below 1,
+        ``b1`` rises, ``nu_max`` falls, or the two trees do not match.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from amsgrad_jax import online, schedules
+      >>> b1 = schedules.decaying_b1(0.9, 0.9)
+      >>> rounds = online.play(
+      ...     amsgrad_jax.amsgrad(
+      ...         schedules.inverse_sqrt(0.5), b1=b1, b2=0.99, eps=0.0, convention="paper"
+      ...     ),
+      ...     lambda x, center: (x - center) ** 2,
+      ...     np.array([0.5, -0.5], np.float32).repeat(500),
+      ...     0.0,
+      ...     project=lambda x: jnp.clip(x, -1.0, 1.0),
+      ...     record=lambda gradient, state: (gradient, state[0].nu_max),
+      ... )
+      >>> bound = online.regret_bound(
+      ...     *rounds.recorded, alpha=0.5, b1=b1, b2=0.99, diameter=2.0
+      ... )
+      >>> best = online.best_quadratic(np.full(1000, 2.0), np.array([0.5, -0.5]).repeat(500))
+      >>> regret = 1000 * online.average_regret(rounds.losses, best)[-1]
+      >>> bool(regret < bound[-1])
+      True
+
+    References:
+      Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorem 4. That its proof needs a
+      ``b1`` that does not rise: Tran and Phong, `On the Convergence Proof of AMSGrad and a
+      New Version <https://arxiv.org/abs/1904.03590>`_, IEEE Access 2019.
+    """
+    terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
+    t = np.arange(1, len(terms.roots) + 1)
+    momentum = np.cumsum(terms.b1 * terms.roots * np.sqrt(t)) / alpha
+    return terms.outer + diameter**2 / (2 * (1 - terms.b1[0])) * momentum
+
+
+def regret_bound_decaying_b1(
+    gradients: Any,
+    nu_max: Any,
+    *,
+    alpha: float,
+    b1: float,
+    decay: float,
+    b2: float,
+    diameter: float,
+    eps: float = 0.0,
+) -> np.ndarray:
+    r"""The bound of the paper's Corollary 1, for :math:`\beta_{1t} = \beta_1 \lambda^{t-1}`.
+
+    As :func:`regret_bound`, but for the middle term, which becomes
+
+    .. math::
+
+        \frac{\beta_1 D_\infty^2\, d\, G_\infty}{2 \alpha (1-\beta_1) (1-\lambda)^2}
+
+    Args:
+      gradients: See :func:`regret_bound`.
+      nu_max: Likewise.
+      alpha: Likewise.
+      b1: The first decay rate :math:`\beta_1`.
+      decay: The factor :math:`\lambda`, in (0, 1).
+      b2: See :func:`regret_bound`.
+      diameter: Likewise.
+      eps: Likewise.
+
+    Returns:
+      The bound on the regret after each round, float64 of shape (rounds,).
+
+    Raises:
+      TypeError: If a hyperparameter is not a number.
+      ValueError: As :func:`regret_bound`, and if ``decay`` is out of its range.
+
+    Examples:
+      >>> import numpy as np
+      >>> from amsgrad_jax import online
+      >>> one, case = np.ones(1), dict(alpha=0.5, b2=0.75, diameter=2.0)  # 16 + 16 + 9.46
+      >>> print(online.regret_bound_decaying_b1(one, one, b1=0.5, decay=0.5, **case))
+      [41.46410162]
+
+    References:
+      Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Corollary 1.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be a number in (0, 1), got {decay!r}")
+    terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
+    # From Theorem 4: v <= G^2, and sum_t lambda^(t-1) sqrt(t) <= sum_t lambda^(t-1) t =
+    # 1/(1-lambda)^2, for each of the d coordinates and over alpha. Both belong to it.
+    largest = np.maximum.accumulate(terms.gradients.max(axis=1)) + eps
+    dimensions = terms.gradients.shape[1]
+    middle = b1 * diameter**2 * dimensions * largest / (2 * alpha * (1 - b1) * (1 - decay) ** 2)
+    return terms.outer + middle
+
+
+class _Terms(NamedTuple):
+    """The rounds' decay rates, their sums of roots, ``|g|``, and terms 1 and 3 together."""
+
+    b1: np.ndarray
+    roots: np.ndarray
+    gradients: np.ndarray
+    outer: np.ndarray
+
+
+def _bound_terms(
+    gradients: Any,
+    nu_max: Any,
+    alpha: float,
+    b1: float | optax.Schedule,
+    b2: float,
+    diameter: float,
+    eps: float,
+) -> _Terms:
+    for name, value in (("alpha", alpha), ("b2", b2), ("diameter", diameter), ("eps", eps)):
+        number = _checks.hyperparameter(name, value)
+        if number == 0 and name != "eps":
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    if _signature(gradients) != _signature(nu_max):
+        raise ValueError(
+            "gradients and nu_max must be trees of real arrays with equal shapes and dtypes, "
+            f"got {_signature(gradients)} and {_signature(nu_max)}"
+        )
+    g, v = np.abs(_matrix(gradients)), _matrix(nu_max)
+    if (np.diff(v, axis=0) < 0).any():
+        raise ValueError("nu_max falls somewhere: that is no running maximum, but Adam's nu?")
+    t = np.arange(1, len(g) + 1)
+    if callable(b1):
+        rates = np.asarray(jax.vmap(b1)(jnp.arange(len(g))), np.float64)
+    else:
+        rates = np.full(len(g), _checks.hyperparameter("b1", b1))
+    # The proof telescopes sqrt(v_t) / (alpha_t (1 - b1_t)). The theorem's `b1_t <= b1` alone
+    # does not make that work; rates that never rise do, and that even with half of term 1.
+    if (np.diff(rates) > 0).any():
+        raise ValueError("b1 must be a schedule that never rises, this one does")
+    first = _checks.hyperparameter("b1", rates[0])
+    gamma = first / math.sqrt(b2)
+    if gamma >= 1:
+        raise ValueError(f"b1 / sqrt(b2) must be below 1, got {gamma} for b1 {first} and b2 {b2}")
+    roots = (np.sqrt(v) + eps).sum(axis=1)
+    norms = np.sqrt(np.cumsum(g**2, axis=0)).sum(axis=1)
+    outer = diameter**2 * np.sqrt(t) / (alpha * (1 - first)) * roots
+    outer += (
+        alpha * np.sqrt(1 + np.log(t)) * norms
+        / ((1 - first) ** 2 * (1 - gamma) * math.sqrt(1 - b2))
+    )  # fmt: skip
+    return _Terms(rates, roots, g, outer)
+
+
+def _matrix(tree: Any) -> np.ndarray:
+    """All leaves side by side: float64 of shape (rounds, coordinates)."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(
+        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
+    )
