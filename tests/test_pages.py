@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, one after the other in one namespace."""
+"""Every Python block of the pages runs, page by page, one after the other in one namespace."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/constraints.md"])
 def test_code_blocks_run(page):
     text = (ROOT / page).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
