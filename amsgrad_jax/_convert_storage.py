@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _storage
+from amsgrad_jax import _find, _storage
 from amsgrad_jax._storage import Storage
 from amsgrad_jax._transform import ScaleByAmsgradState, map_moments
 
@@ -59,24 +58,13 @@ def convert_storage(
     """
     to = _storage.resolve(storage)
     source = None if from_storage is None else _storage.resolve(from_storage)
-    found = False
-
-    def of_node(node: Any) -> Any:
-        nonlocal found
-        if not isinstance(node, ScaleByAmsgradState):
-            return node
-        found = True
-        return map_moments(
+    return _find.map_states(
+        lambda node: map_moments(
             lambda _, full: _storage.encode_nearest(full, _storage.for_param(full.mu, to)),
             decoded(node, source),
-        )
-
-    converted = jax.tree.map(
-        of_node, state, is_leaf=lambda node: isinstance(node, ScaleByAmsgradState)
+        ),
+        state,
     )
-    if not found:
-        raise ValueError(f"found no amsgrad_jax.ScaleByAmsgradState in {type(state).__name__}")
-    return converted
 
 
 def decoded(state: ScaleByAmsgradState, storage: Storage | None = None) -> ScaleByAmsgradState:

@@ -173,7 +173,7 @@ def _play_chunk(
 def _count_rounds(stream: Any) -> int:
     # A leaf without axes counts nothing.
     lengths = {
-        jax.tree_util.keystr(path) or "the root": next(iter(leaf.shape), 0)
+        _checks.at(path): next(iter(leaf.shape), 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(stream)
     }
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

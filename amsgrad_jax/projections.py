@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks
+from amsgrad_jax import _checks, _find
 from amsgrad_jax._convert_storage import decoded
-from amsgrad_jax._transform import ScaleByAmsgradState
 
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
@@ -440,12 +439,8 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
 
 def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array) -> Any:
     """The weights of all parameters, from wherever in ``state`` their moments are."""
-
-    def is_ours(node: Any) -> bool:
-        return isinstance(node, ScaleByAmsgradState)
-
     roots: dict[Any, jax.Array] = {}
-    for node in map(decoded, filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours))):
+    for node in map(decoded, _find.states(state).values()):
         moments = jax.tree_util.tree_leaves_with_path(node.nu_max)
         for (path, nu_max), nu in zip(moments, jax.tree.leaves(node.nu), strict=True):
             if path in roots:

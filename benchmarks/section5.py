@@ -68,7 +68,8 @@ def _hidden(layers: Layers, images: jax.Array) -> jax.Array:
     return _dense(layers["last"], hidden)
 
 
-def _convolution(layers: Layers, images: jax.Array) -> jax.Array:
+def convolution(layers: Layers, images: jax.Array) -> jax.Array:
+    """Logits: two 3 by 3 convolutions, each halved by its maximum, and a dense layer."""
     signal = images[..., None]
     for name in ("first", "second"):
         signal = _pool(jax.nn.relu(_dense(layers[name], _patches(signal))))
@@ -116,7 +117,7 @@ MODELS: Final = MappingProxyType(
         "convolution": Model(
             "two convolutions of 8 and 16 channels",
             {"first": (9, 8), "second": (72, 16), "last": (64, 10)},
-            _convolution,
+            convolution,
             lambda alpha: alpha,
             (0.003, 0.01, 0.03, 0.1, 0.3),
             epochs=30,

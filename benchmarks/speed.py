@@ -6,6 +6,7 @@ in one process, taking turns; figures are medians.
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,10 +27,15 @@ def _prepare(optimizer: optax.GradientTransformation, leaves: int, shape: tuple[
     return jax.jit(step, donate_argnums=(0, 1)), params, jax.jit(optimizer.init)(params), gradients
 
 
-def measure(leaves: int, shape: tuple[int, ...], compiles: int, steps: int) -> list[list[float]]:
-    """Returns for ours and optax's: seconds to trace and lower, to compile, for a step."""
-    optimizers = [amsgrad_jax.amsgrad(1e-3), optax.amsgrad(1e-3)]
-    traces, compilations, times, running = ([[], []] for _ in range(4))
+def measure(
+    optimizers: Sequence[optax.GradientTransformation],
+    leaves: int,
+    shape: tuple[int, ...],
+    compiles: int,
+    steps: int,
+) -> list[list[float]]:
+    """Returns for each optimizer: seconds to trace and lower, to compile, for a step."""
+    traces, compilations, times, running = ([[] for _ in optimizers] for _ in range(4))
     for _ in range(compiles):
         for i, optimizer in enumerate(optimizers):
             step, *arguments = _prepare(optimizer, leaves, shape)
@@ -49,7 +55,8 @@ def measure(leaves: int, shape: tuple[int, ...], compiles: int, steps: int) -> l
             times[i].append(time.perf_counter() - start)
             running[i][1:3] = params, state
     return [
-        [statistics.median(column[i]) for column in (traces, compilations, times)] for i in (0, 1)
+        [statistics.median(column[i]) for column in (traces, compilations, times)]
+        for i in range(len(optimizers))
     ]
 
 
@@ -59,7 +66,8 @@ def main(quick: bool) -> None:
     if quick:
         sizes = [(20, (32, 32), 1, 5), (1, (100_000,), 1, 5)]
     for leaves, shape, compiles, steps in sizes:
-        ours, theirs = measure(leaves, shape, compiles, steps)
+        optimizers = [amsgrad_jax.amsgrad(1e-3), optax.amsgrad(1e-3)]
+        ours, theirs = measure(optimizers, leaves, shape, compiles, steps)
         print(
             f"{leaves:5} x {shape!s:14}"
             f"  trace {ours[0]:.2f} / {theirs[0]:.2f}  compile {ours[1]:.2f} / {theirs[1]:.2f}"

@@ -1,4 +1,4 @@
-"""Every Python block of the pages runs, page by page, one after the other in one namespace."""
+"""Every Python block of a page runs, one after the other in one namespace."""
 
 import pathlib
 import re
@@ -6,9 +6,10 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("constraints", "diagnostics", "memory"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/constraints.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page):
     text = (ROOT / page).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))

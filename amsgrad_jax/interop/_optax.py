@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _conventions, _rule
+from amsgrad_jax import _checks, _conventions, _find, _rule
 from amsgrad_jax._conventions import OPTAX, PAPER, Convention
 from amsgrad_jax._convert_storage import decoded, encoded_like
 from amsgrad_jax._transform import ScaleByAmsgradState
@@ -74,10 +74,7 @@ def convert(
     was_corrected = _is_corrected(from_convention)
     becomes_corrected = _is_corrected(to_convention)
 
-    def of_node(node: Any) -> Any:
-        if not isinstance(node, ScaleByAmsgradState):
-            return node
-
+    def of_node(node: ScaleByAmsgradState) -> ScaleByAmsgradState:
         def of_leaf(x: jax.Array) -> jax.Array:
             c2 = _rule.correction(b2, node.count.astype(x.dtype) + 1, x.dtype)  # of the next step
             return x * c2 if was_corrected else x / c2
@@ -85,11 +82,10 @@ def convert(
         full = decoded(node)
         return encoded_like(full._replace(nu_max=jax.tree.map(of_leaf, full.nu_max)), node)
 
-    if not any(isinstance(node, ScaleByAmsgradState) for node in _trees.nodes(state)):
-        raise ValueError(f"found no amsgrad_jax.ScaleByAmsgradState in {type(state).__name__}")
+    _find.states(state)  # raises if there is none
     if was_corrected == becomes_corrected:
         return state
-    return jax.tree.map(of_node, state, is_leaf=_trees.is_node)
+    return _find.map_states(of_node, state)
 
 
 def _is_corrected(convention: str | Convention) -> bool:

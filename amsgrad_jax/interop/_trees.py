@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from amsgrad_jax._convert_storage import decoded, encoded_like
+from amsgrad_jax._find import named
 from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
 
 Leaves: TypeAlias = dict[str, Any]
@@ -29,7 +30,7 @@ def by_path(tree: Any) -> Leaves:
     """The leaves of a tree by their paths."""
     leaves: Leaves = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        path = named(keys)
         if path in leaves:  # of {"a/b": ..., "a": {"b": ...}}
             raise ValueError(f"two leaves have the path {path!r}")
         leaves[path] = leaf

@@ -1,0 +1,461 @@
+r"""What the maximum does to a run: a report, a way to keep it up to date, and a picture.
+
+:func:`max_report` reads the state of an optimizer, :func:`watch` does so every so many steps
+within a compiled loop, :func:`plot` draws reports as a map of leaves and time. What to do
+about what they show is in :mod:`amsgrad_jax.remedies`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from amsgrad_jax import _checks, _conventions, _find, _rule, _storage
+from amsgrad_jax._transform import Hyperparameter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Report: TypeAlias = dict[str, jax.Array]
+
+# A maximum less than 1 % above nu is not called one that binds: rounding alone, of the bias
+# correction or of a stored nu (2**-8 in UNSIGNED16), makes differences below that.
+_MARGIN: Final = 1.01
+
+# Quantiles come from this many coordinates of a leaf, all if it has fewer, in a histogram. On
+# a CPU that takes 0.5 ms a leaf, a sort of as many 4 ms, a sort of 10 million 38 steps. The rank
+# of a quantile is then off by 0.4 % (standard deviation). A prime number, so that evenly
+# spaced coordinates do not all fall into a few columns.
+_SAMPLE: Final = 16381
+
+# A bin for each float32 >= 0 that has 5 mantissa bits, which takes 14 bits in all.
+_DROPPED: Final = np.uint32(18)
+_BINS: Final = 1 << 13
+
+
+def max_report(
+    state: optax.OptState,
+    *,
+    per: Literal["leaf", "tree"] | Callable[[str], str] = "leaf",
+    quantiles: Sequence[float] = (0.5, 0.9),
+    frozen: float = 100.0,
+    learning_rate: Hyperparameter | None = None,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    convention: str | _conventions.Convention = "pytorch",
+    storage: str | _storage.Storage | None = None,
+) -> Report:
+    r"""Says how much the running maximum holds back the coordinates of a run.
+
+    A coordinate moves slower than Adam would let it by the factor
+
+    .. math::
+
+        s = \sqrt{\max(x_t, v_t) / v_t} \ge 1
+
+    where :math:`x_t` is ``nu_max`` and :math:`v_t` is ``nu``, in the ``"optax"`` convention
+    bias-corrected. For every leaf, group or tree there are these figures, float32 scalars:
+
+    ==================== ===============================================================
+    ``binding``          share of coordinates where :math:`x_t > 1.01\, v_t`
+    ``frozen``           share where :math:`s` is at least the argument ``frozen``
+    ``nonfinite``        share with a moment that is infinite or NaN
+    ``untouched``        share that has never had a gradient: all moments are 0
+    ``slowdown_q50``     :math:`s` that half of the coordinates do not exceed; likewise for
+                         the other ``quantiles``
+    ``slowdown_max``     largest :math:`s`
+    ``step_size_q50``    only with ``learning_rate``: quantiles of the factor
+                         :math:`\alpha / (\sqrt{\hat x_t} + \epsilon)` that the (corrected)
+                         first moment had in the last step
+    ==================== ===============================================================
+
+    Shares are of all coordinates. Coordinates that are not finite count in no other figure,
+    and untouched ones have no :math:`s` and no step size; where none has, these figures are 0.
+
+    Shares and the largest :math:`s` are exact and take one pass over the state. Quantiles are
+    read off a histogram with 32 bins an octave, and so up to 3 % too low; of leaves with
+    more than 16,381 coordinates it counts as many evenly spaced ones. With coded storages
+    :math:`s` is what a step of that storage divides by, which LOG8 changes by up to 7 %;
+    ``binding`` there counts what is above the code of :math:`1.01\, v_t`, so that a difference
+    within one code is not seen.
+
+    Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
+
+    Args:
+      state: Any tree with a :class:`ScaleByAmsgradState` in it. If it has several, each is
+        reported under its path in ``state``.
+      per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
+        such as ``"dense/kernel"``, to the name of a group.
+      quantiles: Which quantiles, in (0, 1]. 0.999 gives ``slowdown_q99.9``.
+      frozen: From which :math:`s` on a coordinate is called frozen; at least 1.
+      learning_rate: The step size :math:`\alpha_t`: a number, or a schedule, called as it was
+        in the last step.
+      b2: As given to the optimizer, and so for ``eps``, ``eps_root`` and ``convention``: needed
+        with ``learning_rate``. The state does not know them.
+      eps: Added to the root.
+      eps_root: Added under the root.
+      convention: Together with ``b2`` also needed without ``learning_rate`` where the maximum is
+        of the corrected ``nu``, as in ``"optax"``.
+      storage: The storage of ``state``; None recognises the presets.
+
+    Returns:
+      A flat dict, ready for a logger: ``{"dense/kernel/binding": ...}``. The keys depend on the
+      structure of ``state`` and the arguments only. Leaves without elements are left out.
+
+    Raises:
+      TypeError: If an argument is of the wrong type, or a moment is not held as ``storage`` says.
+      ValueError: If there is no :class:`ScaleByAmsgradState` in ``state``, or an argument is out
+        of its range.
+
+    Examples:
+      One gradient was 100 times as large as the others, 40 steps ago:
+
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import diagnostics
+      >>> optimizer = amsgrad_jax.amsgrad(0.1, b2=0.9)
+      >>> state = optimizer.init({"w": jnp.zeros(2)})
+      >>> for step in range(50):
+      ...     gradients = {"w": jnp.array([1.0, 100.0 if step == 10 else 1.0])}
+      ...     _, state = optimizer.update(gradients, state)
+      >>> report = diagnostics.max_report(state, learning_rate=0.1, b2=0.9)
+      >>> for name, value in report.items():
+      ...     print(f"{name} {value:.3f}")
+      w/binding 0.500
+      w/frozen 0.000
+      w/nonfinite 0.000
+      w/untouched 0.000
+      w/slowdown_q50 1.000
+      w/slowdown_q90 7.500
+      w/step_size_q50 0.003
+      w/step_size_q90 0.100
+      w/slowdown_max 7.580
+
+    References:
+      Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Algorithm 2, for :math:`x_t`.
+    """
+    if not callable(per) and per not in ("leaf", "tree"):
+        raise ValueError(f"per must be 'leaf', 'tree' or a function of a path, got {per!r}")
+    for quantile in quantiles:
+        if not 0 < quantile <= 1:
+            raise ValueError(f"quantiles must be in (0, 1], got {quantile!r}")
+    if not frozen >= 1:
+        raise ValueError(f"frozen must be a slowdown of at least 1, got {frozen!r}")
+    hyperparameters = {
+        name: _checks.hyperparameter(name, value)
+        for name, value in (("b2", b2), ("eps", eps), ("eps_root", eps_root))
+    }
+    if learning_rate is not None:
+        learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
+    convention = _conventions.resolve(convention)
+    source = None if storage is None else _storage.resolve(storage)
+
+    found = _find.states(state)
+    groups: dict[str, _Measured] = {}
+    for prefix, node in found.items():
+        count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
+        rate = learning_rate(count - 1) if callable(learning_rate) else learning_rate
+        moments = map(_storage.Moments, *map(jax.tree.leaves, (node.mu, node.nu, node.nu_max)))
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(node.mu)]
+        for path, stored in zip(paths, moments, strict=True):
+            if stored.mu.size == 0:
+                continue
+            held = _storage.of_leaf(source, stored, path)
+            coefficients = _rule.coefficients(
+                count,
+                b1=0.0,  # so that they are those of the corrected first moment
+                **hyperparameters,
+                convention=convention,
+                nesterov=False,
+                dtype=_storage.working_dtype(stored, held, jnp.float32),
+            )
+            leaf = _find.named(path)
+            group = leaf if per == "leaf" else "" if per == "tree" else per(leaf)
+            parts = (prefix if len(found) > 1 else "", group)
+            name = "/".join(part for part in parts if part)
+            measured = _measure(stored, coefficients, frozen, rate, held=held)
+            groups[name] = _together(groups[name], measured) if name in groups else measured
+    return {
+        f"{group}/{name}" if group else name: jnp.asarray(value, jnp.float32)
+        for group, measured in groups.items()
+        for name, value in _figures(measured, quantiles).items()
+    }
+
+
+class _Measured(NamedTuple):
+    """What is to know of a leaf, and of a group of leaves."""
+
+    counts: dict[str, jax.Array]  # "size" is one of them
+    slowdown_max: jax.Array
+    histograms: dict[str, jax.Array]  # of a sample, weighted for all
+
+
+@functools.partial(jax.jit, static_argnames="held")
+def _measure(
+    stored: _storage.Moments,
+    c: _rule.Coefficients,
+    frozen: jax.typing.ArrayLike,
+    learning_rate: jax.typing.ArrayLike | None,
+    *,
+    held: _storage.LeafCodecs,
+) -> _Measured:
+    def view(stored: _storage.Moments) -> tuple[_storage.Moments, _Seen]:
+        moments = _storage.decode(stored, held, c.eps.dtype)
+        moments = moments._replace(nu=c.max_scale * moments.nu)
+        radicand = jnp.maximum(moments.nu_max, moments.nu)
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, moments))
+        live = finite & (radicand > 0)
+        ratio = jnp.where(live, radicand / moments.nu, 0)
+        return moments, _Seen(radicand, finite, live, ratio)
+
+    moments, seen = view(stored)
+    level = moments._replace(nu_max=_MARGIN * moments.nu)
+    level = _storage.decode(_storage.encode_nearest(level, held), held, c.eps.dtype).nu_max
+    flags = {
+        "binding": seen.live & (moments.nu_max > level),
+        "frozen": seen.live & (seen.ratio >= jnp.square(frozen)),
+        "nonfinite": ~seen.finite,
+        "untouched": (moments.mu == 0) & (seen.radicand == 0),
+    }
+    # One reduction: five of them take 16 times as long on a CPU.
+    *counts, ratio_max = jax.lax.reduce(
+        (*(flag.astype(jnp.uint32) for flag in flags.values()), seen.ratio),
+        (*len(flags) * [jnp.uint32(0)], jnp.zeros((), seen.ratio.dtype)),
+        lambda a, b: (*map(jnp.add, a[:-1], b[:-1]), jnp.maximum(a[-1], b[-1])),
+        tuple(range(seen.ratio.ndim)),
+    )
+    _, sampled = view(_storage.Moments(*map(_sample, stored)))
+    values = {"slowdown": jnp.sqrt(sampled.ratio)}
+    if learning_rate is not None:
+        divisor = c.root_scale * jnp.sqrt(sampled.radicand + c.eps_root) + c.eps
+        values["step_size"] = jnp.divide(learning_rate, divisor)
+    size = jnp.float32(stored.mu.size)
+    weights = jnp.where(sampled.live, size / sampled.live.size, 0)
+    return _Measured(
+        counts={"size": size}
+        | {name: count.astype(jnp.float32) for name, count in zip(flags, counts, strict=True)},
+        slowdown_max=jnp.sqrt(ratio_max),
+        histograms={name: _histogram(value, weights) for name, value in values.items()},
+    )
+
+
+class _Seen(NamedTuple):
+    """The moments of some coordinates as a step sees them."""
+
+    radicand: jax.Array
+    finite: jax.Array
+    live: jax.Array
+    ratio: jax.Array
+
+
+def _sample(stored: jax.Array) -> jax.Array:
+    """Evenly spaced elements of an array, all if it is small."""
+    number = min(stored.size, _SAMPLE)
+    step, rest = divmod(stored.size, number)
+    index = jnp.arange(number, dtype=jnp.uint32)
+    index = index * np.uint32(step) + index * np.uint32(rest) // np.uint32(number)
+    indices = []
+    for size in reversed(stored.shape):
+        indices.insert(0, index % np.uint32(size))
+        index //= np.uint32(size)
+    # No reshape of the array: of a sharded one that would gather all. On a mesh with explicit
+    # axes, where the sharding is part of the type, the result's must be said: replicated.
+    sharding = jax.typeof(stored).sharding
+    everywhere = None
+    if any(axis is not None for axis in sharding.spec):
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return stored.at[tuple(indices)].get(out_sharding=everywhere)
+
+
+def _histogram(values: jax.Array, weights: jax.Array) -> jax.Array:
+    codes = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32) >> _DROPPED
+    return jnp.zeros(_BINS, jnp.float32).at[codes].add(weights.astype(jnp.float32))
+
+
+def _quantile(histogram: jax.Array, quantile: float) -> jax.Array:
+    """The lower end of the bin where the counts reach this part of their sum."""
+    reached = jnp.cumsum(histogram)
+    code = jnp.argmax(reached >= np.float32(quantile) * reached[-1]).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(code << _DROPPED, jnp.float32)
+
+
+def _together(one: _Measured, other: _Measured) -> _Measured:
+    return _Measured(
+        jax.tree.map(jnp.add, one.counts, other.counts),
+        jnp.maximum(one.slowdown_max, other.slowdown_max),
+        jax.tree.map(jnp.add, one.histograms, other.histograms),
+    )
+
+
+def _figures(measured: _Measured, quantiles: Sequence[float]) -> dict[str, jax.Array]:
+    counts = dict(measured.counts)
+    size = counts.pop("size")
+    figures = {name: count / size for name, count in counts.items()}
+    for name, histogram in measured.histograms.items():
+        for quantile in quantiles:
+            figures[f"{name}_q{100 * quantile:g}"] = _quantile(histogram, quantile)
+    return figures | {"slowdown_max": measured.slowdown_max}
+
+
+class WatchState(NamedTuple):
+    """State of :func:`watch`.
+
+    Args:
+      count: Number of updates so far, an int32 scalar.
+      report: The last report.
+      inner_state: State of the watched transformation.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+    report: Report
+    inner_state: optax.OptState
+
+
+def watch(
+    transformation: optax.GradientTransformation,
+    every: int,
+    report: Callable[[optax.OptState], Report] = max_report,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps a report on a transformation's state inside of its state.
+
+    After every ``every`` updates the report is made anew, under ``jax.lax.cond``: in the other
+    steps it costs nothing. A training loop logs it without knowing where in the state the
+    moments are.
+
+    Like ``optax.apply_if_finite`` it wraps. ``optax.snapshot`` and ``optax.monitor``, which
+    stand in a chain, see the updates and not the state of their neighbours.
+
+    Args:
+      transformation: What to watch: an optimizer, or the chain around it.
+      every: Number of updates from one report to the next, at least 1.
+      report: Makes the report of the state of ``transformation``: :func:`max_report`, if its
+        defaults do not fit wrapped in ``functools.partial``; or any function of a state that
+        returns arrays of unchanging shapes and dtypes.
+
+    Returns:
+      The transformation, with the same updates and a :class:`WatchState`; the report there is
+      also what ``optax.tree.get(state, "report")`` finds. Until the first one all figures are 0.
+
+    Raises:
+      TypeError: If ``every`` is not an int.
+      ValueError: If ``every`` is less than 1; in ``init``, what ``report`` raises.
+
+    Examples:
+      >>> import functools
+      >>> import amsgrad_jax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from amsgrad_jax import diagnostics
+      >>> report = functools.partial(diagnostics.max_report, per="tree")
+      >>> optimizer = diagnostics.watch(amsgrad_jax.amsgrad(0.1, b2=0.9), 10, report)
+      >>> params = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> for step in range(1, 31):
+      ...     updates, state = optimizer.update(2 * params, state)
+      ...     params = optax.apply_updates(params, updates)
+      ...     if step % 10 == 0:
+      ...         print(f"step {step}: slowdown {state.report['slowdown_q50']:.1f}")
+      step 10: slowdown 1.0
+      step 20: slowdown 1.4
+      step 30: slowdown 2.2
+    """
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f"every must be an int, got {every!r}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    inner = optax.with_extra_args_support(transformation)
+
+    # Defined once, so that outside of jit they are compiled once.
+    def renew(inner_state: Any, last: Report) -> Report:
+        return report(inner_state)
+
+    def keep(inner_state: Any, last: Report) -> Report:
+        return last
+
+    def init(params: optax.Params) -> WatchState:
+        inner_state = inner.init(params)
+        # Not the report itself: of constants XLA would compute it while it compiles.
+        shapes = jax.eval_shape(report, inner_state)
+        nothing_yet = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return WatchState(jnp.zeros((), jnp.int32), nothing_yet, inner_state)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,  # what init returned
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WatchState]:
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        latest = jax.lax.cond(count % every == 0, renew, keep, inner_state, state.report)
+        return updates, WatchState(count, latest, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90") -> Figure:
+    """Draws one figure of reports as a map: leaves downwards, time to the right, colour for it.
+
+    Slowdowns and step sizes are on a logarithmic scale, shares on a linear one.
+
+    Args:
+      reports: Reports of :func:`max_report` by the number of the step, all with the same keys.
+      figure: Which of the figures.
+
+    Returns:
+      A matplotlib figure; ``save`` it with its ``savefig``.
+
+    Raises:
+      ImportError: If matplotlib is missing.
+      ValueError: If there are no reports, or none of their keys is for ``figure``.
+
+    Examples:
+      >>> from amsgrad_jax import diagnostics
+      >>> reports = {
+      ...     100: {"kernel/slowdown_q90": 1.2, "bias/slowdown_q90": 1.0},
+      ...     200: {"kernel/slowdown_q90": 30.0, "bias/slowdown_q90": 1.1},
+      ... }
+      >>> diagnostics.plot(reports).axes[0].get_title()
+      'slowdown_q90'
+    """
+    try:
+        from matplotlib import colors
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "diagnostics.plot needs matplotlib: pip install 'amsgrad_jax[demo]'"
+        ) from error
+
+    steps = sorted(reports)
+    if not steps:
+        raise ValueError("reports are empty: give at least one")
+    keys = [key for key in reports[steps[0]] if key.split("/")[-1] == figure]
+    if not keys:
+        known = sorted({key.split("/")[-1] for key in reports[steps[0]]})
+        raise ValueError(f"figure must be one of the reports' {', '.join(known)}, got {figure!r}")
+    values = np.array([[float(reports[step][key]) for step in steps] for key in keys])
+
+    drawn = Figure(figsize=(9, 1.5 + 0.3 * len(keys)), dpi=120, layout="constrained")
+    axes = drawn.subplots()
+    scale: dict[str, Any] = {"vmin": 0, "vmax": 1}
+    if figure.startswith(("slowdown", "step_size")):
+        usable = values[np.isfinite(values) & (values > 0)]
+        low, high = (usable.min(), usable.max()) if usable.size else (1, 1)
+        scale = {"norm": colors.LogNorm(low, max(high, 1.01 * low), clip=True)}
+    image = axes.pcolormesh(
+        steps, range(len(keys)), values, shading="nearest", cmap="cividis", **scale
+    )
+    names = [key.rpartition("/")[0] or "all" for key in keys]
+    axes.set(xlabel="step", title=figure, yticks=range(len(keys)), yticklabels=names)
+    axes.invert_yaxis()  # the first leaf on top
+    drawn.colorbar(image)
+    return drawn

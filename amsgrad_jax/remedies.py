@@ -1,0 +1,142 @@
+"""What to do about a maximum that holds a run back: forget it, at once or on a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amsgrad_jax import _find
+
+
+def reset_max(state: optax.OptState) -> Any:
+    r"""Forgets the maximum; it begins anew with the next step's second moment.
+
+    Sets ``nu_max`` to 0, so that the next step has
+
+    .. math::
+
+        x_{t+1} = \max(0, v_{t+1}) = v_{t+1}
+
+    and is one of Adam, to the last bit, from the same ``mu`` and ``nu``. In words,
+    ``nu_max`` becomes ``nu``; 0 says so in every convention and every storage, without
+    knowing the one or rounding for the other.
+
+    For use once a spike, or a wild beginning, has left ``nu``. As long as ``nu`` remembers it,
+    which is for :math:`\ln(r^2 (1-\beta_2)) / (1-\beta_2)` steps after a gradient :math:`r` times
+    as large as the others, the next step puts the maximum back to where it was: a
+    reset right after the spike changes nothing.
+
+    Args:
+      state: A :class:`ScaleByAmsgradState`, or any tree that holds some, such as the state of a
+        chain.
+
+    Returns:
+      The state with a ``nu_max`` of zeros. Pure; works under ``jit`` and keeps dtypes and
+      shardings.
+
+    Raises:
+      ValueError: If there is no :class:`ScaleByAmsgradState` in ``state``.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import remedies
+      >>> optimizer = amsgrad_jax.amsgrad(0.1, b2=0.9)
+      >>> state = optimizer.init(jnp.zeros(()))
+      >>> for gradient in [1000.0] + 200 * [1.0]:
+      ...     updates, state = optimizer.update(jnp.asarray(gradient), state)
+      >>> print(f"{updates:.5f}")
+      -0.00032
+      >>> updates, state = optimizer.update(jnp.ones(()), remedies.reset_max(state))
+      >>> print(f"{updates:.5f}")
+      -0.10000
+    """
+    return _find.map_states(
+        lambda node: node._replace(nu_max=jax.tree.map(jnp.zeros_like, node.nu_max)), state
+    )
+
+
+class ResetMaxWhenState(NamedTuple):
+    """State of :func:`reset_max_when`.
+
+    Args:
+      count: Number of updates so far, an int32 scalar.
+      inner_state: State of the wrapped transformation.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+    inner_state: optax.OptState
+
+
+def reset_max_when(
+    transformation: optax.GradientTransformation,
+    when: Callable[[jax.Array], jax.typing.ArrayLike],
+) -> optax.GradientTransformationExtraArgs:
+    """Forgets the maximum before those updates that a schedule chooses.
+
+    ``when=lambda count: count % 1000 == 0`` lets no spike hold a coordinate back for more than
+    1,000 steps after ``nu`` has forgotten it. ``when=lambda count: count < 500`` is Adam for the
+    first 500 steps, and AMSGrad with a maximum that knows nothing of them from then on:
+    for runs whose early gradients are far larger than all later ones.
+
+    A forgotten maximum gives up what AMSGrad is for: on the problems of its paper, a rare
+    large gradient must be remembered for longer than the time from one to the next.
+
+    Args:
+      transformation: An optimizer, or the chain around it.
+      when: Called with the number of updates so far, as schedules are; whether to reset before
+        the coming one, a scalar bool.
+
+    Returns:
+      The transformation, with a :class:`ResetMaxWhenState`. Its steps cost what they did: XLA
+      fuses the choice into the update.
+
+    Raises:
+      TypeError: If ``when`` is not a function, or does not return a scalar bool.
+      ValueError: In ``init``, if there is no :class:`ScaleByAmsgradState` in the state.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import remedies
+      >>> optimizer = remedies.reset_max_when(
+      ...     amsgrad_jax.amsgrad(0.1, b2=0.9), when=lambda count: count % 100 == 0
+      ... )
+      >>> state = optimizer.init(jnp.zeros(()))
+      >>> for gradient in [1000.0] + 250 * [1.0]:
+      ...     updates, state = optimizer.update(jnp.asarray(gradient), state)
+      >>> print(f"{updates:.5f}")
+      -0.10000
+    """
+    if not callable(when):
+        raise TypeError(f"when must be a function of the count, got {when!r}")
+    inner = optax.with_extra_args_support(transformation)
+
+    def init(params: optax.Params) -> ResetMaxWhenState:
+        inner_state = inner.init(params)
+        _find.states(inner_state)  # raises early if there is nothing to reset
+        return ResetMaxWhenState(jnp.zeros((), jnp.int32), inner_state)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,  # what init returned
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ResetMaxWhenState]:
+        now = jnp.asarray(when(state.count))
+        if now.dtype != jnp.bool_ or now.shape != ():
+            raise TypeError(f"when must return a scalar bool, got {now.dtype}{list(now.shape)}")
+        inner_state = jax.tree.map(
+            lambda new, old: jnp.where(now, new, old),
+            reset_max(state.inner_state),
+            state.inner_state,
+        )
+        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, ResetMaxWhenState(count, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

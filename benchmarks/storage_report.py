@@ -1,0 +1,246 @@
+"""What is left of the study of storages: its statistics, tables and figures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Results = dict[str, Any]
+
+FULL = "FULL"
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+_STYLES: dict[str, dict[str, Any]] = {
+    "FULL": {"color": "black", "linewidth": 3},
+    "COMPACT": {"color": "#56B4E9", "linewidth": 1.6},
+    "TINY": {"color": "#E69F00", "linewidth": 1.4, "linestyle": (0, (5, 2))},
+    "nearest bfloat16": {"color": "#D55E00", "linewidth": 1.4, "linestyle": ":"},
+}
+
+
+def paired(full: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The mean difference from ``full`` and its standard error, both in % of ``full``.
+
+    Both have one loss for each seed, in the same order: what a seed does to both cancels.
+    """
+    differences = np.subtract(other, full)
+    percent = 100 / np.mean(full)
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return float(np.mean(differences) * percent), float(error * percent)
+
+
+def passes(difference: float, error: float) -> bool:
+    """Whether a loss is not above FULL's, up to one standard error or 2 %."""
+    return difference <= max(error, 2.0)
+
+
+def study_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """FULL's losses with their deviation over seeds, and the differences of the others."""
+    others = [name for name in cells[0]["final"] if name != FULL]
+    return _markdown(
+        ("problem", "learning rate", "`b2`", "loss with FULL", *others),
+        [
+            (
+                cell["problem"],
+                f"{cell['learning_rate']:g}",
+                f"{cell['b2']:g}",
+                _mean(cell["final"][FULL]),
+                *(_difference(cell, name) for name in others),
+            )
+            for cell in cells
+        ],
+    )
+
+
+def _long_table(long: Mapping[str, Any]) -> str:
+    return _markdown(
+        ("storage", "loss at the end", "difference from FULL"),
+        [
+            (name, _mean(losses), "" if name == FULL else _difference(long, name))
+            for name, losses in long["final"].items()
+        ],
+    )
+
+
+def _stall_table(sizes: Mapping[str, float], cells: Sequence[Mapping[str, Any]]) -> str:
+    return _markdown(
+        (
+            "parameters, state, apply",
+            "bytes with the parameter",
+            *(f"loss, rate {cell['learning_rate']:g}" for cell in cells),
+            *(f"moving, rate {cell['learning_rate']:g}" for cell in cells),
+        ),
+        [
+            (
+                name,
+                f"{size:g}",
+                *(_mean(cell["final"][name]) for cell in cells),
+                *(f"{100 * np.mean(cell['moving'][name]):.0f} %" for cell in cells),
+            )
+            for name, size in sizes.items()
+        ],
+    )
+
+
+def _step_table(step: Mapping[str, Mapping[str, float]]) -> str:
+    unit = step["optax.amsgrad"]["milliseconds"]
+    return _markdown(
+        (
+            "optimizer",
+            "bytes of state a parameter",
+            "a step of 32 million, ms",
+            "optax.amsgrad = 1",
+        ),
+        [
+            (
+                name,
+                f"{row['bytes']:g}",
+                f"{row['milliseconds']:.0f}",
+                f"{row['milliseconds'] / unit:.1f}",
+            )
+            for name, row in step.items()
+        ],
+    )
+
+
+def tables(results: Results) -> dict[str, str]:
+    """The tables of the page, in markdown, by the names of their marks in it."""
+    made_with = ", ".join(f"{name} {results[name]}" for name in ("python", "jax", "optax"))
+    return {
+        "storage-study": study_table(results["cells"])
+        + f"\n\nMade with {made_with}, on {results['machine']}.",
+        "storage-long": _long_table(results["long"]),
+        "storage-stall": _stall_table(results["stall_bytes"], results["stall"]),
+        "storage-step": _step_table(results["step"]),
+    }
+
+
+def refresh(page: str, results: Results) -> str:
+    """The page with its tables replaced: what stands between a mark and its end."""
+    for name, table in tables(results).items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        page, found = re.subn(pattern, f"{begin}{table}\n{end}", page, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"expected one block {begin.strip()!r} in the page, found {found}")
+    return page
+
+
+def curves(results: Results) -> Any:
+    """Training loss over steps: a row for each network, a column for each setting."""
+    cells = results["cells"]
+    problems = list(dict.fromkeys(cell["problem"] for cell in cells))
+    columns = len(cells) // len(problems)
+    figure = _figure(13, 9, "Training loss by storage of the moments: mean and deviation of seeds")
+    grid = figure.subplots(len(problems), columns, squeeze=False)
+    for axes, cell in zip(grid.flat, cells, strict=True):
+        _draw(axes, cell, _STYLES)
+        axes.set(title=f"{cell['problem']}\nrate {cell['learning_rate']:g}, b2 {cell['b2']:g}")
+    for left in grid[:, 0]:
+        left.set(ylabel="training loss")
+    for bottom in grid[-1]:
+        bottom.set(xlabel="step")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def differences(results: Results) -> Any:
+    """The difference from FULL in each cell, with its standard error."""
+    cells = results["cells"]
+    figure = _figure(9, 7, "Final training loss: difference from FULL, and its standard error")
+    axes = figure.subplots()
+    others = [name for name in cells[0]["final"] if name != FULL]
+    for i, name in enumerate(others):
+        means, errors = zip(
+            *(paired(c["final"][FULL], c["final"][name]) for c in cells), strict=True
+        )
+        axes.errorbar(
+            means,
+            np.arange(len(cells)) + 0.22 * (i - 1),
+            xerr=errors,
+            fmt="os^"[i],
+            capsize=3,
+            color=_STYLES[name]["color"],
+            label=name,
+        )
+    axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(2, color="black", linewidth=1, linestyle="--", label="2 %")
+    axes.set_yticks(
+        range(len(cells)),
+        [f"{c['problem']}, {c['learning_rate']:g}, {c['b2']:g}" for c in cells],
+    )
+    axes.invert_yaxis()
+    axes.set(xlabel="above FULL, in %", ylabel="network, data, learning rate, b2")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def failures(results: Results) -> Any:
+    """The long run, and parameters in bfloat16."""
+    long, stall = results["long"], results["stall"]
+    figure = _figure(13, 4.5, "What rounding to nearest does")
+    first, *rest = figure.subplots(1, 1 + len(stall))
+    _draw(first, long, _STYLES)
+    first.set(title=f"MLP, {long['steps']:,} steps, float32 parameters", ylabel="training loss")
+    styles = dict(zip(results["stall_bytes"], _STALL_STYLES, strict=True))
+    for axes, cell in zip(rest, stall, strict=True):
+        _draw(axes, cell, styles)
+        axes.set(title=f"MLP, bfloat16 parameters, rate {cell['learning_rate']:g}")
+    for axes in (first, *rest):
+        axes.set(xlabel="step")
+    first.legend(fontsize="small")
+    rest[-1].legend(fontsize="small")
+    return figure
+
+
+_STALL_STYLES = (
+    {"color": "black", "linewidth": 3},
+    {"color": "#D55E00", "linewidth": 1.4, "linestyle": ":"},
+    {"color": "#CC79A7", "linewidth": 1.4, "linestyle": "-."},
+    {"color": "#56B4E9", "linewidth": 1.6},
+    {"color": "#E69F00", "linewidth": 1.4, "linestyle": (0, (5, 2))},
+)
+
+
+def _mean(losses: Sequence[float]) -> str:
+    return f"{np.mean(losses):.3g} ± {np.std(losses, ddof=1):.1g}"
+
+
+def _difference(cell: Mapping[str, Any], name: str) -> str:
+    difference, error = paired(cell["final"][FULL], cell["final"][name])
+    text = f"{difference:+z.1f} ± {error:.1f} %"
+    return text if passes(difference, error) else f"**{text}**"
+
+
+def _markdown(title: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [title, ["---"] * len(title), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figure(width: float, height: float, title: str) -> Any:
+    # A bare Figure draws into files without any choice of a screen backend.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize="x-large")
+    return figure
+
+
+def _draw(axes: Any, cell: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, curve in cell["curves"].items():
+        mean, deviation = np.array(curve["mean"]), np.array(curve["deviation"])
+        steps = np.linspace(0, cell["steps"], len(mean) + 1)[1:]
+        axes.plot(steps, mean, label=name, **styles[name])
+        # The axis is logarithmic: a band of factors stays above zero.
+        spread = 1 + deviation / mean
+        axes.fill_between(
+            steps,
+            mean / spread,
+            mean * spread,
+            color=styles[name]["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+    axes.set(yscale="log")
+    axes.grid(alpha=0.3)

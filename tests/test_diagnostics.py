@@ -1,0 +1,525 @@
+"""The report says what numpy says of the same state, wherever and however it is held."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import amsgrad_jax
+from amsgrad_jax import diagnostics
+from benchmarks import spike
+from tests.variants import CONVENTIONS, enable_x64
+
+SHAPES = {"dense": {"kernel": (30, 20), "bias": (20,)}, "scale": ()}
+is_shape = lambda node: isinstance(node, tuple)
+
+
+def state_of(nu, nu_max, mu=None, count=1000):
+    """A state with these moments, given as numpy arrays in any tree."""
+    nu, nu_max = (jax.tree.map(jnp.asarray, tree) for tree in (nu, nu_max))
+    mu = jax.tree.map(jnp.ones_like, nu) if mu is None else jax.tree.map(jnp.asarray, mu)
+    return amsgrad_jax.ScaleByAmsgradState(jnp.int32(count), mu, nu, nu_max)
+
+
+def random_state(seed, shapes=SHAPES, storage="full", **kwargs):
+    """Slowdowns from 1 to 1000; a fifth of the coordinates have them exactly 1."""
+    rng = np.random.default_rng(seed)
+    draw = lambda low, high: jax.tree.map(
+        lambda shape: 10 ** rng.uniform(low, high, shape).astype(np.float32),
+        shapes,
+        is_leaf=is_shape,
+    )
+    nu = draw(-8, -2)
+    nu_max = jax.tree.map(lambda v, r: v * np.maximum(r / 10**1.5, 1), nu, draw(0, 7.5))
+    return amsgrad_jax.convert_storage(state_of(nu, nu_max, **kwargs), storage)
+
+
+def gradients_after(optimizer, params, gradients):
+    state = optimizer.init(params)
+    for gradient in gradients:
+        _, state = optimizer.update(gradient, state, params)
+    return state
+
+
+def by_leaf(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+# The numbers.
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2.0, 100.0]))
+def test_report_is_what_numpy_says(seed, frozen):
+    state = random_state(seed)
+    report = diagnostics.max_report(state, frozen=frozen, quantiles=(0.1, 0.5, 0.9, 1.0))
+    nu, nu_max = by_leaf(state.nu), by_leaf(state.nu_max)
+    assert len(report) == 3 * (4 + 4 + 1)
+    for name, v in nu.items():
+        slowdown = np.sqrt(nu_max[name] / v)
+        share = lambda what: pytest.approx(what.mean(), abs=1e-6)
+        assert report[f"{name}/binding"] == share(nu_max[name] > 1.01 * v)
+        assert report[f"{name}/frozen"] == share(slowdown >= frozen)
+        assert report[f"{name}/untouched"] == report[f"{name}/nonfinite"] == 0
+        np.testing.assert_allclose(report[f"{name}/slowdown_max"], slowdown.max(), rtol=1e-6)
+        for q in (0.1, 0.5, 0.9, 1.0):
+            exact = np.quantile(slowdown, q, method="inverted_cdf")
+            got = report[f"{name}/slowdown_q{100 * q:g}"]
+            assert exact / (1 + 2**-5) <= got <= exact * (1 + 1e-6)
+
+
+def test_groups_and_tree_count_leaves_by_size():
+    state = random_state(1)
+    both = np.concatenate(
+        [
+            np.ravel(np.sqrt(by_leaf(state.nu_max)[name] / by_leaf(state.nu)[name]))
+            for name in ("dense/bias", "dense/kernel")
+        ]
+    )
+    grouped = diagnostics.max_report(state, per=lambda path: path.split("/")[0])
+    assert {key.split("/")[0] for key in grouped} == {"dense", "scale"}
+    assert grouped["dense/frozen"] == pytest.approx((both >= 100).mean())
+    exact = np.quantile(both, 0.9, method="inverted_cdf")
+    assert exact / (1 + 2**-5) <= grouped["dense/slowdown_q90"] <= exact * (1 + 1e-6)
+    tree = diagnostics.max_report(state, per="tree")
+    assert set(tree) == {
+        *("binding", "frozen", "nonfinite", "untouched"),
+        *("slowdown_q50", "slowdown_q90", "slowdown_max"),
+    }
+    assert tree["slowdown_max"] == max(grouped["dense/slowdown_max"], grouped["scale/slowdown_max"])
+
+
+def test_quantiles_of_a_large_leaf_come_from_a_fair_sample():
+    rows = np.geomspace(1, 1e4, 1024, dtype=np.float32)  # depends on the row only, then the column
+    for ratio in (np.tile(rows[:, None], 512), np.tile(rows, (512, 1))):
+        report = diagnostics.max_report(state_of(np.ones_like(ratio), ratio), quantiles=(0.3, 0.9))
+        for q in (0.3, 0.9):
+            rank = np.mean(np.sqrt(ratio) <= report[f"slowdown_q{100 * q:g}"])
+            assert abs(rank - q) < 0.015  # a bin is 0.7 % of the coordinates here
+        assert report["frozen"] == pytest.approx(np.mean(np.sqrt(ratio) >= 100), abs=1e-6)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_step_size_is_how_far_a_corrected_moment_moves(convention):
+    """The update of a transformation, over its (corrected) first moment."""
+    settings = dict(b2=0.9, eps=0.1, eps_root=0.01, convention=convention)
+    optimizer = amsgrad_jax.scale_by_amsgrad(b1=0.5, **settings)
+    gradients = np.float32([[1, 2, 3], [-0.7, 7, 0.1], [0.2, 0.3, 0.1], [0.1, 0.1, 0.1]])
+    state = optimizer.init(gradients[0])
+    for t, gradient in enumerate(gradients, start=1):
+        update, state = optimizer.update(jnp.asarray(gradient), state)
+        corrected = state.mu if convention == "paper" else state.mu / (1 - 0.5**t)
+        steps = np.sort(0.25 / t * np.asarray(update / corrected))
+        report = diagnostics.max_report(
+            state,
+            learning_rate=lambda count: 0.25 / (count + 1),
+            quantiles=(0.3, 0.6, 1),
+            **settings,
+        )
+        got = np.array([report[f"step_size_q{q}"] for q in (30, 60, 100)])
+        assert np.all(got <= steps * (1 + 1e-5))
+        assert np.all(got >= steps / (1 + 2**-5))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_nothing_binds_while_gradients_grow(convention):
+    """Then the maximum is always the present second moment, in its convention's sense."""
+    optimizer = amsgrad_jax.amsgrad(0.1, convention=convention)
+    gradients = [jnp.full(100, 1.5**t) * jnp.linspace(0.1, 10, 100) for t in range(20)]
+    state = gradients_after(optimizer, gradients[0], gradients)
+    report = diagnostics.max_report(state, convention=convention, quantiles=(1.0,))
+    assert report["binding"] == 0
+    assert report["slowdown_max"] == pytest.approx(1, abs=1e-6)
+    small = [*gradients, *10 * [jnp.full(100, 1e-6)]]
+    state = gradients_after(optimizer, gradients[0], small)
+    assert diagnostics.max_report(state, convention=convention)["binding"] > 0.99
+
+
+def test_optax_convention_compares_with_the_corrected_moment():
+    state = gradients_after(
+        amsgrad_jax.amsgrad(0.1, convention="optax"), jnp.ones(3), [jnp.ones(3)]
+    )
+    assert diagnostics.max_report(state, convention="optax")["slowdown_max"] == pytest.approx(1)
+    unsaid = diagnostics.max_report(state)["slowdown_max"]
+    assert unsaid == pytest.approx(np.sqrt(1000), rel=1e-4)  # 1 / (1 - 0.999)
+
+
+def test_untouched_and_nonfinite_stand_apart():
+    zero, nan, inf = 0.0, np.nan, np.inf
+    mu = np.float32([1, 1, 0, 1, 1, nan, 1])
+    nu = np.float32([1, 1, 0, inf, nan, 1, 0])
+    nu_max = np.float32([1, 4, 0, inf, 1, 1, 9])
+    report = diagnostics.max_report(state_of(nu, nu_max, mu), quantiles=(0.3, 0.6), learning_rate=1)
+    assert report["untouched"] == pytest.approx(1 / 7)
+    assert report["nonfinite"] == pytest.approx(3 / 7)
+    assert report["binding"] == pytest.approx(2 / 7)  # slowdowns are 1, 2 and infinite
+    assert report["frozen"] == pytest.approx(1 / 7)
+    assert (report["slowdown_q30"], report["slowdown_q60"]) == (1, 2)
+    assert report["slowdown_max"] == inf
+    fresh = diagnostics.max_report(
+        state_of(np.zeros(3), np.zeros(3), np.zeros(3), count=0), learning_rate=1
+    )
+    assert fresh.pop("untouched") == 1
+    assert all(value == zero for value in fresh.values())
+
+
+# However the state is held.
+
+
+@pytest.mark.parametrize("storage", ["compact", "tiny"])
+def test_coded_storages_differ_by_what_their_codes_round(storage):
+    full = random_state(3, {"w": (100, 100)})
+    coded = amsgrad_jax.convert_storage(full, storage)
+    ratio = np.asarray(full.nu_max["w"]) / np.asarray(full.nu["w"])
+    report = diagnostics.max_report(coded, quantiles=(0.5, 0.9))
+    # Within half a code of LOG8 (1/7), the rounding of nu (2**-8) and a bin of the histogram.
+    low, high = np.sqrt(6 / 7) * 0.996 / (1 + 2**-5), np.sqrt(8 / 7) * 1.004
+    for q in (0.5, 0.9):
+        exact = np.sqrt(np.quantile(ratio, q, method="inverted_cdf"))
+        assert low * exact <= report[f"w/slowdown_q{100 * q:g}"] <= high * exact
+    assert np.mean(ratio > 4 / 3) <= report["w/binding"] <= np.mean(ratio > 1.01)
+    assert report["w/untouched"] == report["w/nonfinite"] == 0
+
+
+@pytest.mark.parametrize("storage", ["compact", "tiny"])
+def test_rounding_by_chance_is_not_taken_for_a_maximum_that_binds(storage):
+    optimizer = amsgrad_jax.amsgrad(0.1, b2=0.99, storage=storage)
+    gradients = [jnp.linspace(1, 2, 5000) * 1.1**t for t in range(20)]
+    state = gradients_after(optimizer, gradients[0], gradients)
+    assert diagnostics.max_report(state)["binding"] == 0
+
+
+def test_own_codecs_must_be_named():
+    storage = amsgrad_jax.Storage(*3 * [amsgrad_jax.codecs.BFLOAT16_NEAREST])
+    full = random_state(5)
+    state = amsgrad_jax.convert_storage(full, storage)
+    with pytest.raises(TypeError, match=r"nu_? .*bfloat16|bfloat16"):
+        diagnostics.max_report(state)
+    got = diagnostics.max_report(state, storage=storage)
+    want = diagnostics.max_report(full)
+    chex.assert_trees_all_close(
+        {k: v for k, v in got.items() if "slowdown" in k},
+        {k: v for k, v in want.items() if "slowdown" in k},
+        rtol=0.05,
+    )
+
+
+def test_trees_of_every_kind():
+    params = {
+        "none": None,
+        "empty": jnp.zeros((0, 3)),
+        "complex": jnp.ones(2, jnp.complex64),
+        "half": jnp.ones(3, jnp.bfloat16),
+        "scalar": jnp.ones(()),
+    }
+    gradients = [jax.tree.map(lambda p, k=k: k * p, params) for k in (8.0, 1.0, 1.0)]
+    for storage in ("full", "compact", "tiny"):
+        optimizer = amsgrad_jax.amsgrad(0.1, b2=0.9, storage=storage)
+        report = jax.jit(diagnostics.max_report)(gradients_after(optimizer, params, gradients))
+        assert {key.split("/")[0] for key in report} == {"complex", "half", "scalar"}
+        assert {(value.shape, value.dtype, value.weak_type) for value in report.values()} == {
+            ((), jnp.dtype("float32"), False)
+        }
+        for name in ("complex", "half", "scalar"):
+            # nu is 6.4, 5.86, 5.374 times the square of the parameter, the maximum 6.4.
+            assert report[f"{name}/slowdown_max"] == pytest.approx(np.sqrt(6.4 / 5.374), rel=0.08)
+    assert diagnostics.max_report(amsgrad_jax.amsgrad(1).init({"none": None})) == {}
+
+
+def test_double_precision():
+    with enable_x64():
+        state = state_of(np.array([1e-200, 1e-100]), np.array([1e-196, 1e-100]))
+        report = diagnostics.max_report(state, learning_rate=1.0, eps=0.0)
+        assert report["slowdown_max"] == pytest.approx(100)
+        assert report["slowdown_q50"] == 1
+        assert report["binding"] == 0.5
+        assert {value.dtype for value in report.values()} == {jnp.dtype("float32")}
+
+
+WRAPPINGS = {
+    "chain": lambda inner: optax.chain(optax.clip(1.0), inner),
+    "masked": lambda inner: optax.masked(inner, {"w": True, "b": True}),
+    "apply_if_finite": lambda inner: optax.apply_if_finite(inner, 3),
+    "multi_steps": lambda inner: optax.MultiSteps(inner, 1).gradient_transformation(),
+    "inject": lambda inner: optax.inject_hyperparams(amsgrad_jax.amsgrad)(learning_rate=1.0),
+    "watch": lambda inner: diagnostics.watch(inner, 2),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_finds_the_state(wrapping):
+    params = {"w": jnp.ones(4), "b": jnp.ones(())}
+    gradients = [jax.tree.map(lambda p, k=k: k * p, params) for k in (0.9, 0.01)]
+    want = diagnostics.max_report(gradients_after(amsgrad_jax.amsgrad(1.0), params, gradients))
+    optimizer = WRAPPINGS[wrapping](amsgrad_jax.amsgrad(1.0))
+    got = diagnostics.max_report(gradients_after(optimizer, params, gradients))
+    chex.assert_trees_all_close(got, want, rtol=1e-5)
+    assert got["w/binding"] == 0 != got["w/slowdown_q50"]
+
+
+def test_several_states_are_apart():
+    inner = {"fast": amsgrad_jax.amsgrad(1.0), "slow": amsgrad_jax.amsgrad(0.1)}
+    optimizer = optax.partition(inner, {"w": "fast", "b": "slow"})
+    params = {"w": jnp.ones(4), "b": jnp.ones(3)}
+    state = gradients_after(optimizer, params, [params, jax.tree.map(jnp.zeros_like, params)])
+    report = diagnostics.max_report(state, per="tree")
+    prefixes = {key.rpartition("/")[0] for key in report}
+    assert len(prefixes) == 2
+    assert all(any(name in prefix for prefix in prefixes) for name in ("fast", "slow"))
+    assert any(key.endswith("/w/binding") for key in diagnostics.max_report(state))
+
+
+def test_equinox_module():
+    model = eqx.filter(eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    report = diagnostics.max_report(amsgrad_jax.amsgrad(1.0).init(model))
+    assert report["layers/0/weight/untouched"] == 1
+
+
+def test_jit_changes_nothing():
+    state = random_state(7)
+    report = functools.partial(diagnostics.max_report, learning_rate=0.1)
+    chex.assert_trees_all_close(jax.jit(report)(state), report(state), rtol=1e-6)
+    traced = jax.jit(lambda state, rate: diagnostics.max_report(state, learning_rate=rate))
+    chex.assert_trees_all_close(traced(state, 0.1), report(state), rtol=1e-6)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from amsgrad_jax import ScaleByAmsgradState, convert_storage, diagnostics
+assert len(jax.devices()) == 8
+ratio = np.random.default_rng(0).uniform(1, 1000, (160, 240)).astype(np.float32)
+for storage in ("full", "tiny"):
+    one = jnp.ones((160, 240))
+    state = ScaleByAmsgradState(jnp.int32(9), one, one, jnp.asarray(ratio))
+    state = convert_storage(state, storage)
+    want = jax.jit(diagnostics.max_report)(state)
+    meshes = [Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))]
+    if hasattr(jax, "set_mesh"):
+        explicit = (jax.sharding.AxisType.Explicit,) * 2
+        meshes.append(jax.make_mesh((4, 2), ("a", "b"), axis_types=explicit))
+    for mesh in meshes:
+        for spec in (("a", "b"), (None, "b")) if storage == "full" else ((("a", "b"), None),):
+            sharding = NamedSharding(mesh, PartitionSpec(*spec))
+            split = jax.tree.map(lambda x: jax.device_put(x, sharding) if x.ndim else x, state)
+            compiled = jax.jit(diagnostics.max_report).lower(split).compile()
+            assert not any(
+                "all-gather(" in line and "160,240" in line.split("=")[1]
+                for line in compiled.as_text().splitlines()
+            )
+            for name, value in compiled(split).items():
+                np.testing.assert_allclose(value, want[name], rtol=1e-6, err_msg=name)
+"""
+
+
+def test_sharding_changes_nothing_and_gathers_nothing():
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SHARDED],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Watching.
+
+
+@pytest.mark.parametrize("storage", ["full", "tiny"])
+def test_watch_reports_every_few_steps_and_changes_no_update(storage):
+    inner = amsgrad_jax.amsgrad(0.1, b2=0.9, storage=storage)
+    watched = diagnostics.watch(inner, 3)
+    params = {"w": jnp.arange(1.0, 5.0)}
+    plain, state = inner.init(params), watched.init(params)
+    step = jax.jit(watched.update)
+    last = dict.fromkeys(diagnostics.max_report(plain), 0.0)
+    for count in range(1, 8):
+        gradients = jax.tree.map(lambda p, k=count: p / k, params)
+        want, plain = jax.jit(inner.update)(gradients, plain, params)
+        got, after = step(gradients, state, params)
+        chex.assert_trees_all_equal(got, want)
+        chex.assert_trees_all_equal(after.inner_state, plain)
+        types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+        assert types(after) == types(state)
+        if count % 3 == 0:
+            last = jax.jit(diagnostics.max_report)(plain)
+        chex.assert_trees_all_close(after.report, last, rtol=1e-6)
+        state = after
+    assert state.report["w/slowdown_q50"] > 1
+    assert optax.tree.get(state, "report") is state.report
+
+
+def test_watch_goes_where_transformations_go():
+    params = {"w": jnp.ones(4)}
+    per_tree = functools.partial(diagnostics.max_report, per="tree")
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1), 2, per_tree)
+    for optimizer in (
+        watched,
+        optax.chain(optax.clip(1.0), watched),
+        optax.MultiSteps(watched, 2).gradient_transformation(),
+        optax.apply_if_finite(watched, 2),
+    ):
+
+        def step(carry, scale, optimizer=optimizer):
+            params, state = carry
+            gradients = jax.tree.map(lambda p: scale * p, params)
+            updates, state = optimizer.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry, _ = jax.lax.scan(
+            step, (params, optimizer.init(params)), jnp.float32([1, 1, 0.1, 0.1, 0.01])
+        )
+        report = optax.tree.get(carry[1], "report")
+        assert report["untouched"] == 0
+        assert report["slowdown_max"] >= 1
+    shapes = jax.eval_shape(lambda: params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(watched.init, shapes), watched.init(params)
+    )
+
+
+def test_watch_passes_extra_arguments():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.0, atol=1e9)
+    watched = diagnostics.watch(optax.chain(amsgrad_jax.amsgrad(0.1), plateau), 2)
+    params = {"w": jnp.ones(4)}
+    state = watched.init(params)
+    for _ in range(5):
+        _, state = jax.jit(watched.update)(params, state, params, value=jnp.float32(1))
+    assert state.inner_state[-1].scale < 1
+
+
+def test_watch_is_traced_once():
+    made = []
+
+    def report(state):
+        made.append(None)
+        return diagnostics.max_report(state)
+
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1), 2, report)
+    params = {"w": jnp.ones(4)}
+    state = jax.jit(watched.init)(params)
+    step = jax.jit(watched.update)
+    _, state = step(params, state)
+    once = len(made)
+    for _ in range(5):
+        _, state = step(params, state)
+    assert len(made) == once
+
+
+def test_watch_copies_no_state():
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1), 2)
+    params = {"w": jnp.ones((1024, 1024))}
+    state = jax.jit(watched.init)(params)
+    step = jax.jit(lambda gradients, state: watched.update(gradients, state), donate_argnums=(0, 1))
+    memory = step.lower(params, state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < params["w"].nbytes / 8
+
+
+# The picture.
+
+
+def test_plot_shows_every_leaf_and_step():
+    reports = {
+        step: {f"{leaf}/{name}": value for leaf, value in (("a", step / 1.0), ("b/c", 1.0))}
+        for step in (10, 20, 40)
+        for name in ("slowdown_q90",)
+    }
+    reports = {step: row | {"a/binding": 0.5} for step, row in reports.items()}
+    axes = diagnostics.plot(reports).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b/c"]
+    np.testing.assert_array_equal(axes.collections[0].get_array(), [[10, 20, 40], [1, 1, 1]])
+    axes = diagnostics.plot(reports, "binding").axes[0]
+    assert axes.collections[0].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0, np.inf], [np.nan, 3.0]])
+def test_plot_takes_what_a_broken_run_gives(values, tmp_path):
+    reports = {step: {"slowdown_q90": jnp.float32(value)} for step, value in enumerate(values)}
+    diagnostics.plot(reports).savefig(tmp_path / "map.png")
+
+
+# The page.
+
+
+def test_page_has_the_figures_of_the_benchmark():
+    docs = pathlib.Path(__file__).parent.parent / "docs"
+    page = (docs / "diagnostics.md").read_text()
+    results = json.loads((docs / "spike.json").read_text())
+    assert len(results["runs"]) == 8
+    for name, table in spike.tables(results).items():
+        assert f"<!-- {name} -->\n{table}\n\n" in page
+
+
+def test_steps_needed_are_those_after_the_last_loss_above_the_goal():
+    assert spike.steps_needed(np.array([0.5, 0.001, 0.02, 0.001, 0.001])) == 4 * 20
+    assert spike.steps_needed(np.array([0.001, 0.001])) == 20
+    assert spike.steps_needed(np.array([0.001, 0.5])) is None
+
+
+# Bad input.
+
+
+def test_state_without_amsgrad():
+    adam = optax.chain(optax.clip(1.0), optax.adam(0.1)).init(jnp.ones(3))
+    with pytest.raises(
+        ValueError, match=r"found no .*ScaleByAmsgradState.* optax.ScaleByAdamState"
+    ):
+        diagnostics.max_report(adam)
+    with pytest.raises(ValueError, match=r"found no .*ScaleByAmsgradState"):
+        diagnostics.watch(optax.sgd(0.1), 3).init(jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"per": "layer"}, ValueError, "per must be 'leaf', 'tree' or a function.* got 'layer'"),
+        ({"quantiles": (0.5, 0.0)}, ValueError, r"quantiles must be in \(0, 1\], got 0.0"),
+        ({"quantiles": (90,)}, ValueError, "got 90"),
+        ({"frozen": 0.5}, ValueError, "frozen must be .* got 0.5"),
+        ({"frozen": float("nan")}, ValueError, "frozen must be"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate must be"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate must be"),
+        ({"b2": 1.0}, ValueError, "b2 must be"),
+        ({"eps": None}, TypeError, "eps must be"),
+        ({"convention": "torch"}, ValueError, "unknown convention"),
+        ({"storage": "small"}, ValueError, "unknown storage"),
+        ({"storage": "tiny"}, TypeError, "the state holds mu at .*w.* as float32"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_a_report(arguments, error, message):
+    state = amsgrad_jax.amsgrad(0.1).init({"w": jnp.ones(3)})
+    with pytest.raises(error, match=message):
+        diagnostics.max_report(state, **arguments)
+
+
+@pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_bad_interval(every, error):
+    with pytest.raises(error, match=f"every must be .* got {every}"):
+        diagnostics.watch(amsgrad_jax.amsgrad(0.1), every)
+
+
+def test_bad_plots(monkeypatch):
+    with pytest.raises(ValueError, match="reports are empty"):
+        diagnostics.plot({})
+    with pytest.raises(ValueError, match="figure must be one of .* binding, got 'speed'"):
+        diagnostics.plot({1: {"w/binding": 0.1}}, "speed")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'amsgrad_jax\[demo\]'"):
+        diagnostics.plot({1: {"w/binding": 0.1}}, "binding")
