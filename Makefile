@@ -31,7 +31,7 @@ lint: $(VENV)/.with-dev ## ruff, formatting included
 types: $(VENV)/.with-dev ## pyright
 	$(BIN)/pyright
 
-bench: $(VENV)/.with-parity ## speed and accuracy beside optax and PyTorch
+bench: $(VENV)/.with-parity ## speed, accuracy beside optax and PyTorch; ARGS=storage and others
 	$(BIN)/python -m benchmarks $(ARGS)
 
 notebooks: $(VENV)/.with-docs ## execute the notebooks in place
