@@ -7,12 +7,15 @@ look at yet, only a shape and a dtype. Trees are checked while they are traced.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import optax
+
+_Kind = TypeVar("_Kind")
 
 # Everything else may be any finite number from 0 on.
 _DECAY_RATES = ("b1", "b2")
@@ -55,6 +58,23 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
     return value
+
+
+def one_of(name: str, value: Any, kind: type[_Kind], known: Mapping[str, _Kind]) -> _Kind:
+    """Returns what ``value`` names, or ``value`` itself if it is of that kind, or raises."""
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} must be a name or an amsgrad_jax.{kind.__name__}, "
+            f"got {value!r} of type {type(value).__name__}"
+        )
+    if value not in known:
+        raise ValueError(
+            f"unknown {name} {value!r}: the known ones are {', '.join(map(repr, known))}; "
+            f"or pass an amsgrad_jax.{kind.__name__} of your own"
+        )
+    return known[value]
 
 
 def integer_scalar(name: str, value: Any) -> jax.Array:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from amsgrad_jax import _checks
+
 NuCorrection = Literal["never", "before_max", "after_max"]
 EpsPlace = Literal["corrected_root", "raw_root"]
 
@@ -88,16 +90,4 @@ _NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OP
 
 def resolve(convention: str | Convention) -> Convention:
     """Returns the convention that a user named, or the one that they built."""
-    if isinstance(convention, Convention):
-        return convention
-    if not isinstance(convention, str):
-        raise TypeError(
-            "convention must be a name or an amsgrad_jax.Convention, "
-            f"got {convention!r} of type {type(convention).__name__}"
-        )
-    if convention not in _NAMED:
-        raise ValueError(
-            f"unknown convention {convention!r}: the known ones are "
-            f"{', '.join(map(repr, _NAMED))}; or pass an amsgrad_jax.Convention of your own"
-        )
-    return _NAMED[convention]
+    return _checks.one_of("convention", convention, Convention, _NAMED)

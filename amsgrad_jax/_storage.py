@@ -112,19 +112,7 @@ PRESETS: Final = tuple(_NAMED.values())
 
 def resolve(storage: str | Storage) -> Storage:
     """Returns the storage that a user named, or the one that they built."""
-    if isinstance(storage, Storage):
-        return storage
-    if not isinstance(storage, str):
-        raise TypeError(
-            "storage must be a name or an amsgrad_jax.Storage, "
-            f"got {storage!r} of type {type(storage).__name__}"
-        )
-    if storage not in _NAMED:
-        raise ValueError(
-            f"unknown storage {storage!r}: the known ones are {', '.join(map(repr, _NAMED))}; "
-            "or pass an amsgrad_jax.Storage of your own"
-        )
-    return _NAMED[storage]
+    return _checks.one_of("storage", storage, Storage, _NAMED)
 
 
 def check_decay_rates(storage: Storage, b1: Any, b2: Any) -> None:
