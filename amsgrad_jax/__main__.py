@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import amsgrad_jax
-from amsgrad_jax import demo
+from amsgrad_jax import _plan, demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=amsgrad_jax.__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_plan(commands)
     arguments = parser.parse_args(argv)
     if "command" not in arguments:
         parser.print_help()
@@ -76,6 +78,65 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
         return 0
 
     parser.set_defaults(command=run)
+
+
+def _add_plan(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "plan",
+        help="bytes on each device of a large model",
+        description=_plan.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--params",
+        type=_size,
+        default=7e9,
+        metavar="N",
+        help="number of parameters, about (default: 7e9)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=_count,
+        nargs="+",
+        default=(8, 64, 512, 4096),
+        metavar="N",
+        help="numbers of devices (default: 8 64 512 4096)",
+    )
+    parser.add_argument(
+        "--storage",
+        nargs="+",
+        choices=(known := ("full", "compact", "tiny")),
+        default=known,
+        metavar="NAME",
+        help="how moments are held: %(choices)s (default: all)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of parameters and gradients: %(choices)s (default: %(default)s)",
+    )
+
+    def run(arguments: argparse.Namespace) -> int:
+        table = _plan.table(arguments.params, arguments.devices, arguments.storage, arguments.dtype)
+        print(*table, sep="\n")
+        return 0
+
+    parser.set_defaults(command=run)
+
+
+def _size(text: str) -> float:
+    size = float(text)
+    if not _plan.SMALLEST <= size < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least {_plan.SMALLEST:.0e}, got {text}")
+    return size
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, got {count}")
+    return count
 
 
 def _seed(text: str) -> int:

@@ -6,7 +6,10 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("constraints", "diagnostics", "memory"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("constraints", "diagnostics", "many_devices", "memory")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,312 @@
+r"""Where the optimizer's state lives on a mesh, and how many bytes each device then holds.
+
+Data-parallel training keeps a copy of the state on every device, though each needs only the
+part with which it updates. :func:`zero1_shardings` splits the state over the data axis (ZeRO,
+stage 1). Nothing else changes: the compiler slices gradients, computes each part of the step
+once, and gathers what it adds to the parameters. :func:`memory_report` counts bytes per device,
+of arrays or of shapes alone.
+
+Both take a state, which may be ``jax.eval_shape(optimizer.init, params)``. A leaf of it belongs
+to the parameter with whose path its own ends, if it has the same shape: the moments, and also the
+accumulators of ``optax.MultiSteps`` or the momentum of ``optax.trace``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Container, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
+from jax.tree_util import GetAttrKey, tree_leaves_with_path
+
+from amsgrad_jax import _checks
+from amsgrad_jax._transform import ScaleByAmsgradState
+
+AnyMesh: TypeAlias = Mesh | AbstractMesh
+
+
+class Unsplit(NamedTuple):
+    """An array of the state that every device holds as large as without ZeRO.
+
+    Args:
+      path: Where it stands in the state.
+      shape: Its shape on all devices together.
+      bytes: What one device holds of it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class Zero1(NamedTuple):
+    """What :func:`zero1_shardings` returns.
+
+    Args:
+      shardings: A tree like the state, of ``NamedSharding``.
+      unsplit: The arrays of more than one element that no dimension allows to split.
+    """
+
+    shardings: Any
+    unsplit: tuple[Unsplit, ...]
+
+
+class MemoryReport(NamedTuple):
+    """Bytes on each device; what :func:`memory_report` returns.
+
+    Args:
+      params: Of the parameters.
+      gradients: Of the gradients, in the dtype and with the sharding of the parameters.
+      state: Of the state by the names of its fields, such as ``"mu"``, if it is sharded like the
+        parameters.
+      zero1: The same, if it is sharded by :func:`zero1_shardings`.
+    """
+
+    params: int
+    gradients: int
+    state: dict[str, int]
+    zero1: dict[str, int]
+
+
+def zero1_shardings(
+    state: Any, params: Any, mesh: AnyMesh, *, axis: str | Sequence[str] = "data"
+) -> Zero1:
+    r"""Shardings that split the optimizer's state over the data axis: ZeRO, stage 1.
+
+    With :math:`n` devices along ``axis``, a leaf of :math:`B` bytes takes
+
+    .. math::
+
+        B / n
+
+    bytes on each instead of :math:`B`. It keeps the sharding of its parameter, and of the
+    dimensions that this leaves free, the largest that :math:`n` divides is split over ``axis``. A
+    leaf whose parameter is already split over ``axis`` stays as it is. Counts and scalars are
+    on every device.
+
+    Give the result as ``out_shardings``, both to ``jax.jit(optimizer.init)`` and to the step.
+
+    Args:
+      state: The optimizer's state, of any chain: arrays, or ``jax.ShapeDtypeStruct`` from
+        ``jax.eval_shape(optimizer.init, params)``.
+      params: The parameters: arrays, or ``jax.ShapeDtypeStruct``. Where their sharding is a
+        ``NamedSharding``, it must be on ``mesh``; without one they count as replicated.
+      mesh: The devices. Its axes may be explicit or automatic.
+      axis: Name of the axis of the mesh, or of several, over which batches are split.
+
+    Returns:
+      The shardings, and what could not be split.
+
+    Raises:
+      TypeError: If a parameter has a sharding that is no ``NamedSharding``.
+      ValueError: If ``mesh`` has no such axis, if a parameter is on another mesh, or if a
+        moment in ``state`` has no parameter of its path and shape.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import sharding
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+      >>> params = {"kernel": jnp.ones((10, 64)), "bias": jnp.ones(64)}
+      >>> optimizer = amsgrad_jax.amsgrad(1e-3)
+      >>> shapes = jax.eval_shape(optimizer.init, params)
+      >>> shardings, unsplit = sharding.zero1_shardings(shapes, params, mesh)
+      >>> print(shardings[0].nu_max["kernel"].spec[1], unsplit)
+      data ()
+      >>> state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+
+    References:
+      Rajbhandari, Rasley, Ruwase and He, `ZeRO: Memory Optimizations Toward Training Trillion
+      Parameter Models <https://arxiv.org/abs/1910.02054>`_, SC 2020, section 5.1. How a compiler
+      does it: Xu et al., `Automatic Cross-Replica Sharding of Weight Update in Data-Parallel
+      Training <https://arxiv.org/abs/2004.13336>`_, 2020.
+    """
+    leaves = _place(state, params, mesh, axis)
+    unsplit = tuple(
+        Unsplit(_checks.at(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
+        for leaf in leaves
+        if not leaf.is_split and math.prod(jnp.shape(leaf.array)) > 1
+    )
+    shardings = jax.tree.unflatten(jax.tree.structure(state), [leaf.zero1 for leaf in leaves])
+    return Zero1(shardings, unsplit)
+
+
+def memory_report(
+    state: Any, params: Any, mesh: AnyMesh | int, *, axis: str | Sequence[str] = "data"
+) -> MemoryReport:
+    r"""Bytes of parameters, gradients and state on each device, without and with ZeRO, stage 1.
+
+    From shapes and dtypes alone: no array is made, and ``mesh`` need not exist. A leaf of
+    :math:`N` elements of :math:`s` bytes that is split over :math:`n` devices takes
+
+    .. math::
+
+        s N / n.
+
+    Activations and what the compiler needs in between are not in it; of a compiled step,
+    ``memory_analysis()`` tells.
+
+    Args:
+      state: See :func:`zero1_shardings`, as for ``params`` and ``axis``.
+      params: The parameters, or their shapes.
+      mesh: The devices: a mesh, a ``jax.sharding.AbstractMesh``, or only their number.
+      axis: Name of the axis, or of several, over which batches are split.
+
+    Returns:
+      The bytes on each device.
+
+    Raises:
+      TypeError: As :func:`zero1_shardings`, and if ``mesh`` is neither a mesh nor a number.
+      ValueError: As :func:`zero1_shardings`, and if the number of devices is not positive.
+
+    Examples:
+      The optimizer of 8.6 billion parameters on 64 devices, on a laptop:
+
+      >>> import amsgrad_jax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import sharding
+      >>> params = {"kernels": jax.ShapeDtypeStruct((32, 2**14, 2**14), jnp.bfloat16)}
+      >>> state = jax.eval_shape(amsgrad_jax.amsgrad(1e-3, storage="tiny").init, params)
+      >>> report = sharding.memory_report(state, params, 64)
+      >>> print(report.params, report.state["nu"], report.zero1["nu"])
+      17179869184 17179869184 268435456
+
+    References:
+      Rajbhandari, Rasley, Ruwase and He, `ZeRO: Memory Optimizations Toward Training Trillion
+      Parameter Models <https://arxiv.org/abs/1910.02054>`_, SC 2020, section 5.1, where the three
+      moments in full storage are :math:`K = 12` of their formula.
+    """
+    if isinstance(mesh, bool) or not isinstance(mesh, int | Mesh | AbstractMesh):
+        raise TypeError(
+            "mesh must be a jax.sharding.Mesh, a jax.sharding.AbstractMesh or a number of devices, "
+            f"got {mesh!r}"
+        )
+    if isinstance(mesh, int):
+        if mesh < 1 or not isinstance(axis, str):
+            raise ValueError(
+                f"mesh must be a positive number of devices along one axis, got {mesh} along {axis}"
+            )
+        mesh = AbstractMesh((mesh,), (axis,))
+    of_params = sum(
+        _bytes(array, _sharding(path, array, mesh)) for path, array in tree_leaves_with_path(params)
+    )
+    like_params, zero1 = Counter(), Counter()
+    for leaf in _place(state, params, mesh, axis):
+        like_params[leaf.field] += _bytes(leaf.array, leaf.like_params)
+        zero1[leaf.field] += _bytes(leaf.array, leaf.zero1)
+    return MemoryReport(of_params, of_params, dict(like_params), dict(zero1))
+
+
+class _Leaf(NamedTuple):
+    """A leaf of the state, and where it lives without and with ZeRO."""
+
+    path: Any
+    field: str
+    array: Any
+    like_params: NamedSharding
+    zero1: NamedSharding
+    is_split: bool
+
+
+def _place(state: Any, params: Any, mesh: AnyMesh, axis: str | Sequence[str]) -> list[_Leaf]:
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    for one in axes:
+        if one not in mesh.shape:
+            raise ValueError(
+                f"axis must be in the mesh, which has {', '.join(map(repr, mesh.shape))}; "
+                f"got {one!r}"
+            )
+    of_params = {
+        (path, jnp.shape(array)): _sharding(path, array, mesh)
+        for path, array in tree_leaves_with_path(params)
+    }
+    _check_moments(state, of_params)
+
+    def place(path: Any, array: Any) -> _Leaf:
+        starts = range(len(path) + 1)
+        shape = jnp.shape(array)
+        start = next((i for i in starts if (path[i:], shape) in of_params), len(path))
+        names = [key.name for key in path[:start] if isinstance(key, GetAttrKey)]
+        like = of_params.get((path[start:], shape), NamedSharding(mesh, PartitionSpec()))
+        spec, is_split = _split(like.spec, shape, axes, mesh)
+        zero1 = NamedSharding(mesh, spec)
+        return _Leaf(path, names[-1] if names else "state", array, like, zero1, is_split)
+
+    return [place(path, array) for path, array in tree_leaves_with_path(state)]
+
+
+def _split(
+    spec: PartitionSpec, shape: tuple[int, ...], axes: tuple[str, ...], mesh: AnyMesh
+) -> tuple[PartitionSpec, bool]:
+    """The spec with one dimension more split over ``axes``, and whether any is in the end."""
+    entries = [*spec, *[None] * (len(shape) - len(spec))]
+    used = {
+        name
+        for entry in entries
+        if entry is not None
+        for name in (entry if isinstance(entry, tuple) else (entry,))
+    }
+    left = tuple(one for one in axes if one not in used)
+    parts = math.prod(mesh.shape[one] for one in left)
+    free = [
+        dimension
+        for dimension, (size, entry) in enumerate(zip(shape, entries, strict=True))
+        if entry is None and size > 0 and size % parts == 0
+    ]
+    if not left or not free:
+        return spec, left != axes
+    largest = max(free, key=lambda dimension: shape[dimension])
+    entries[largest] = left[0] if len(left) == 1 else left
+    return PartitionSpec(*entries), True
+
+
+def _bytes(array: Any, sharding: NamedSharding) -> int:
+    return math.prod(sharding.shard_shape(jnp.shape(array))) * jnp.result_type(array).itemsize
+
+
+def _sharding(path: Any, param: Any, mesh: AnyMesh) -> NamedSharding:
+    """The sharding of a parameter, as one on ``mesh``."""
+    sharding = getattr(param, "sharding", None)
+    if sharding is None or isinstance(sharding, SingleDeviceSharding):
+        return NamedSharding(mesh, PartitionSpec())
+    if not isinstance(sharding, NamedSharding):
+        raise TypeError(
+            f"params must have a NamedSharding or none, the leaf at {_checks.at(path)} has "
+            f"{sharding}"
+        )
+    # What is traced knows the axes of its mesh, not the devices.
+    both_exist = isinstance(sharding.mesh, Mesh) and isinstance(mesh, Mesh)
+    if sharding.mesh != mesh if both_exist else sharding.mesh.shape != mesh.shape:
+        raise ValueError(
+            f"params must be on the given mesh, {mesh}; the leaf at {_checks.at(path)} is on "
+            f"{sharding.mesh}"
+        )
+    return NamedSharding(mesh, sharding.spec)
+
+
+def _check_moments(state: Any, of_params: Container[tuple[Any, tuple[int, ...]]]) -> None:
+    """Raises unless every moment has a parameter of its path and shape."""
+
+    def is_ours(node: Any) -> bool:
+        return isinstance(node, ScaleByAmsgradState)
+
+    for prefix, node in tree_leaves_with_path(state, is_leaf=is_ours):
+        for path, moment in tree_leaves_with_path(node.mu) if is_ours(node) else ():
+            if (path, jnp.shape(moment)) not in of_params:
+                raise ValueError(
+                    f"state belongs to other parameters: {_checks.at(prefix)} has moments of "
+                    f"shape {list(jnp.shape(moment))} at {_checks.at(path)}, params have no such "
+                    "leaf there"
+                )
