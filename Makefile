@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test parity lint types bench notebooks record clean
+.PHONY: help demo test faults parity lint types bench notebooks record clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a
 
 test: $(VENV)/.with-test ## all tests that need no torch
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+faults: $(VENV)/.with-test ## kill processes that train together, and compare where they end
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 parity: $(VENV)/.with-parity ## beside the real PyTorch, and a table of the errors seen
 	$(BIN)/python -m pytest --numprocesses auto tests/parity tests/test_examples.py -k 'torch or recorded' $(ARGS)

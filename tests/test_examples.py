@@ -15,6 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {"orbax_checkpoint": "ScaleByAmsgradState on .*id=1", "from_pytorch": "after 100 steps"}
+LINES = {"from_pytorch": 60, "multi_host": 146}  # the others: 40
 STEPS, SAVED_EVERY = 40, 5
 
 
@@ -49,7 +50,11 @@ def skip_without(*packages):
             pytest.skip(f"needs {package}")
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+@pytest.mark.parametrize(
+    "example",
+    [example for example in EXAMPLES if example.stem != "multi_host"],  # tests/test_multi_host.py
+    ids=lambda example: example.stem,
+)
 def test_example_runs_and_leaves_nothing_behind(example, tmp_path):
     skip_without(*imports(example))
     (tmp_path / "here").mkdir()
@@ -66,7 +71,7 @@ def test_example_runs_and_leaves_nothing_behind(example, tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_example_is_short(example):
     text = example.read_text()
-    assert len(text.splitlines()) <= (60 if example.stem == "from_pytorch" else 40)
+    assert len(text.splitlines()) <= LINES.get(example.stem, 40)
     assert ast.get_docstring(ast.parse(text))
 
 
