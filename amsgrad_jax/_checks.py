@@ -94,7 +94,8 @@ def at(path: Any) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
-def _describe(leaf: Any) -> str:
+def describe(leaf: Any) -> str:
+    """A leaf's dtype and shape, for an error."""
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
@@ -119,10 +120,10 @@ def match(gradients: Any, mu: Any) -> None:
     complaint = "the gradients do not match the optimizer state"
     for path, leaf in got + expected:
         if path in only_got:
-            raise ValueError(f"{complaint}: {at(path)}, {_describe(leaf)}, is not in the state")
+            raise ValueError(f"{complaint}: {at(path)}, {describe(leaf)}, is not in the state")
         if path in only_expected:
             raise ValueError(
-                f"{complaint}: {at(path)} has no gradient, the state has {_describe(leaf)}"
+                f"{complaint}: {at(path)} has no gradient, the state has {describe(leaf)}"
             )
     if jax.tree.structure(gradients) != jax.tree.structure(mu):
         raise ValueError(
@@ -133,11 +134,11 @@ def match(gradients: Any, mu: Any) -> None:
     for (path, gradient), (_, moment) in zip(got, expected, strict=True):
         if jnp.shape(gradient) != jnp.shape(moment):
             raise ValueError(
-                f"{complaint}: {at(path)} is {_describe(gradient)}, "
+                f"{complaint}: {at(path)} is {describe(gradient)}, "
                 f"the state was made for shape {list(jnp.shape(moment))}"
             )
         if jnp.iscomplexobj(gradient) != jnp.iscomplexobj(moment):
             raise TypeError(
-                f"{complaint}: {at(path)} is {_describe(gradient)}, the state was made for "
+                f"{complaint}: {at(path)} is {describe(gradient)}, the state was made for "
                 f"{'complex' if jnp.iscomplexobj(moment) else 'real'} parameters"
             )

@@ -60,7 +60,7 @@ def convert_storage(
     source = None if from_storage is None else _storage.resolve(from_storage)
     return _find.map_states(
         lambda node: map_moments(
-            lambda _, full: _storage.encode_nearest(full, _storage.for_param(full.mu, to)),
+            lambda _, full: _storage.encode(full, _storage.for_param(full.mu, to)),
             decoded(node, source),
         ),
         state,
@@ -80,7 +80,7 @@ def decoded(state: ScaleByAmsgradState, storage: Storage | None = None) -> Scale
 def encoded_like(full: ScaleByAmsgradState, like: ScaleByAmsgradState) -> ScaleByAmsgradState:
     """The state of numbers ``full``, held as ``like`` holds its own, to nearest."""
     return map_moments(
-        lambda path, moments, stored: _storage.encode_nearest(
+        lambda path, moments, stored: _storage.encode(
             moments, _storage.of_leaf(None, stored, path)
         ),
         full,

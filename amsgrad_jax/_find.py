@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,10 +16,15 @@ def named(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def nodes(state: Any) -> list[tuple[Any, ScaleByAmsgradState]]:
+    """Every :class:`ScaleByAmsgradState` in a tree, with its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_ours)
+    return [(path, leaf) for path, leaf in leaves if _is_ours(leaf)]
+
+
 def states(state: optax.OptState) -> dict[str, ScaleByAmsgradState]:
-    """Every :class:`ScaleByAmsgradState` in a tree by its path, or raises if there is none."""
-    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_ours)
-    found = {named(path): node for path, node in nodes if _is_ours(node)}
+    """:func:`nodes` by the names of their paths, or raises if there is none."""
+    found = {named(path): node for path, node in nodes(state)}
     if not found:
         raise ValueError(
             f"found no amsgrad_jax.ScaleByAmsgradState in the state, only {_kinds(state)}; "
@@ -52,4 +57,9 @@ def _kinds(state: Any) -> str:
         return False
 
     jax.tree.leaves(state, is_leaf=see)
+    return names(kinds)
+
+
+def names(kinds: Iterable[type]) -> str:
+    """Types for an error, with their package: optax has a ScaleByAmsgradState, too."""
     return ", ".join(sorted(f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in kinds))

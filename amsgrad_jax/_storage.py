@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,10 @@ class Moments(NamedTuple):
     mu: jax.Array
     nu: jax.Array
     nu_max: jax.Array
+
+
+# The count of the step and the salt of the leaf, from which chance is made.
+Seed: TypeAlias = tuple[jax.Array, jax.Array | np.uint32]
 
 
 class LeafCodecs(NamedTuple):
@@ -156,20 +160,19 @@ def of_leaf(storage: Storage | None, stored: Moments, path: Any) -> LeafCodecs:
 
     None for ``storage`` stands for the presets and all that is mixed from them.
     """
-
     candidates = PRESETS if storage is None else (storage,)
     may_be_exact = any(candidate.full_below for candidate in candidates)
 
     def of_moment(name: str) -> Codec:
         dtype = jnp.result_type(getattr(stored, name))
-        codecs = {getattr(candidate, name) for candidate in candidates}
-        for codec in codecs:
+        known = {getattr(candidate, name) for candidate in candidates}
+        for codec in known:
             if codec.dtype is not None and dtype == codec.dtype:
                 return codec
         is_exact = dtype == jnp.promote_types(dtype, jnp.float32)
-        if is_exact and (EXACT in codecs or may_be_exact or jnp.iscomplexobj(stored.mu)):
+        if is_exact and (EXACT in known or may_be_exact or jnp.iscomplexobj(stored.mu)):
             return EXACT
-        expected = " or ".join(sorted(codec.dtype or "float32 or wider" for codec in codecs))
+        expected = " or ".join(sorted(codec.dtype or "float32 or wider" for codec in known))
         raise TypeError(
             f"the state holds {name} at {_checks.at(path)} as {dtype}, but the storage has it as "
             f"{expected}: give the storage that made the state, or change the state with "
@@ -196,36 +199,22 @@ def decode(stored: Moments, held: LeafCodecs, dtype: jnp.dtype) -> Moments:
     return Moments(mu.astype(jnp.promote_types(mu.dtype, dtype)), nu, nu_max)
 
 
-def encode(
-    fresh: Moments, held: LeafCodecs, count: jax.Array, salt: jax.Array | np.uint32
-) -> Moments:
-    """What is kept until the next step; the averages are rounded by chance."""
-    if not any(codec.stochastic for codec in held):
-        return _encode(fresh, held, _rounding.NEAREST, _rounding.NEAREST)
-    hashed = _rounding.hashed_index(fresh.nu, salt)
-    return _encode(
-        fresh,
-        held,
-        _rounding.at_step(hashed, count, _rounding.SILVER),
-        # The halves swapped: other bits than those of mu.
-        _rounding.at_step(hashed << 16 | hashed >> 16, count, _rounding.GOLDEN),
-    )
+def encode(fresh: Moments, held: LeafCodecs, seed: Seed | None = None) -> Moments:
+    """What is kept until the next step.
 
-
-def encode_nearest(fresh: Moments, held: LeafCodecs) -> Moments:
-    """The same, rounded to nearest: for a change of storage, which happens once."""
-    return _encode(fresh, held, _rounding.NEAREST, _rounding.NEAREST)
-
-
-def _encode(
-    fresh: Moments,
-    held: LeafCodecs,
-    bits_mu: jax.Array | np.uint32,
-    bits_nu: jax.Array | np.uint32,
-) -> Moments:
+    With a seed averages are rounded by chance. Without, all is rounded to nearest: for a
+    change of storage, which happens once.
+    """
     if all(codec is EXACT for codec in held):
         return fresh
     fresh = _rounding.not_differentiable(fresh)
+    bits_mu = bits_nu = _rounding.NEAREST
+    if seed is not None:
+        count, salt = seed
+        hashed = _rounding.hashed_index(fresh.nu, salt)
+        bits_mu = _rounding.at_step(hashed, count, _rounding.SILVER)
+        # The halves swapped: other bits than those of mu.
+        bits_nu = _rounding.at_step(hashed << 16 | hashed >> 16, count, _rounding.GOLDEN)
     nu = _write(held.nu, fresh.nu, bits_nu)
     mu = fresh.mu
     if held.mu.ratio_bound is not None:

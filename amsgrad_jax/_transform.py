@@ -40,8 +40,7 @@ def _update_leaf(
     gradient: jax.Array,
     stored: _storage.Moments,
     coefficients: _rule.Coefficients,
-    count: jax.Array,
-    salt: jax.Array,
+    seed: _storage.Seed | None,
     *,
     nesterov: bool,
     held: _storage.LeafCodecs,
@@ -53,7 +52,7 @@ def _update_leaf(
     update, moments = _rule.update_array(
         gradient.astype(moments.mu.dtype), moments, coefficients, nesterov
     )
-    return update.astype(gradient.dtype), _storage.encode(moments, held, count, salt)
+    return update.astype(gradient.dtype), _storage.encode(moments, held, seed)
 
 
 def scale_by_amsgrad(
@@ -184,22 +183,20 @@ def scale_by_amsgrad(
             path: Any, stored: _storage.Moments, gradient: jax.Array
         ) -> tuple[jax.Array, _storage.Moments]:
             held = _storage.of_leaf(storage, stored, path)
-            dtype = _storage.working_dtype(stored, held, gradient.dtype)
+            by_chance = any(codec.stochastic for codec in held)
             return _update_leaf(
                 gradient,
                 stored,
-                coefficients(dtype),
-                count,
-                _rounding.salt(path),
+                coefficients(_storage.working_dtype(stored, held, gradient.dtype)),
+                (count, _rounding.salt(path)) if by_chance else None,
                 nesterov=nesterov,
                 held=held,
             )
 
-        gradients, tree = jax.tree_util.tree_flatten_with_path(updates)
-        stored = map(_storage.Moments, *map(jax.tree.leaves, (state.mu, state.nu, state.nu_max)))
+        gradients, tree = jax.tree.flatten(updates)
         stepped = [
             step_leaf(path, moments, gradient)
-            for (path, gradient), moments in zip(gradients, stored, strict=True)
+            for (path, moments), gradient in zip(leaf_moments(state), gradients, strict=True)
         ]
         return (
             tree.unflatten([update for update, _ in stepped]),
@@ -209,18 +206,27 @@ def scale_by_amsgrad(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def leaf_moments(state: ScaleByAmsgradState) -> list[tuple[Any, _storage.Moments]]:
+    """The path and the moments of every leaf."""
+    mu = jax.tree_util.tree_leaves_with_path(state.mu)
+    rest = map(jax.tree.leaves, (state.nu, state.nu_max))
+    return [
+        (path, _storage.Moments(first, *others))
+        for (path, first), *others in zip(mu, *rest, strict=True)
+    ]
+
+
 def map_moments(
     function: Callable[..., _storage.Moments],
     state: ScaleByAmsgradState,
     *others: ScaleByAmsgradState,
 ) -> ScaleByAmsgradState:
     """The state with other moments, made of each leaf's path and its moments in every state."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state.mu)]
-    leaves = [
-        map(_storage.Moments, *map(jax.tree.leaves, (one.mu, one.nu, one.nu_max)))
-        for one in (state, *others)
+    rest = [[moments for _, moments in leaf_moments(other)] for other in others]
+    moments = [
+        function(path, stored, *more)
+        for (path, stored), *more in zip(leaf_moments(state), *rest, strict=True)
     ]
-    moments = [function(path, *stored) for path, *stored in zip(paths, *leaves, strict=True)]
     return _state(state.count, moments, jax.tree.structure(state.mu).unflatten)
 
 

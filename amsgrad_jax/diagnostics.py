@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from amsgrad_jax import _checks, _conventions, _find, _rule, _storage
-from amsgrad_jax._transform import Hyperparameter
+from amsgrad_jax._transform import Hyperparameter, leaf_moments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,9 +163,7 @@ def max_report(
     for prefix, node in found.items():
         count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
         rate = learning_rate(count - 1) if callable(learning_rate) else learning_rate
-        moments = map(_storage.Moments, *map(jax.tree.leaves, (node.mu, node.nu, node.nu_max)))
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(node.mu)]
-        for path, stored in zip(paths, moments, strict=True):
+        for path, stored in leaf_moments(node):
             if stored.mu.size == 0:
                 continue
             held = _storage.of_leaf(source, stored, path)
@@ -218,7 +216,7 @@ def _measure(
 
     moments, seen = view(stored)
     level = moments._replace(nu_max=_MARGIN * moments.nu)
-    level = _storage.decode(_storage.encode_nearest(level, held), held, c.eps.dtype).nu_max
+    level = _storage.decode(_storage.encode(level, held), held, c.eps.dtype).nu_max
     flags = {
         "binding": seen.live & (moments.nu_max > level),
         "frozen": seen.live & (seen.ratio >= jnp.square(frozen)),

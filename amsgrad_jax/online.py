@@ -185,7 +185,7 @@ def _count_rounds(stream: Any) -> int:
 
 
 def _signature(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree)
+    return jax.tree.map(_checks.describe, tree)
 
 
 def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import optax
 
 from amsgrad_jax import _checks, _find
 from amsgrad_jax._convert_storage import decoded
+from amsgrad_jax._transform import leaf_moments
 
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
@@ -441,14 +442,13 @@ def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array)
     """The weights of all parameters, from wherever in ``state`` their moments are."""
     roots: dict[Any, jax.Array] = {}
     for node in map(decoded, _find.states(state).values()):
-        moments = jax.tree_util.tree_leaves_with_path(node.nu_max)
-        for (path, nu_max), nu in zip(moments, jax.tree.leaves(node.nu), strict=True):
+        for path, moments in leaf_moments(node):
             if path in roots:
                 raise ValueError(
                     f"projected found several states of AMSGrad for {_checks.at(path)}, "
                     "and cannot know whose metric to project in"
                 )
-            roots[path] = _root(nu_max, nu)
+            roots[path] = _root(moments.nu_max, moments.nu)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for path in paths:
         if path not in roots:

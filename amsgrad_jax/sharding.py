@@ -29,8 +29,7 @@ from jax.sharding import (
 )
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
-from amsgrad_jax import _checks
-from amsgrad_jax._transform import ScaleByAmsgradState
+from amsgrad_jax import _checks, _find
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 
@@ -298,12 +297,8 @@ def _sharding(path: Any, param: Any, mesh: AnyMesh) -> NamedSharding:
 
 def _check_moments(state: Any, of_params: Container[tuple[Any, tuple[int, ...]]]) -> None:
     """Raises unless every moment has a parameter of its path and shape."""
-
-    def is_ours(node: Any) -> bool:
-        return isinstance(node, ScaleByAmsgradState)
-
-    for prefix, node in tree_leaves_with_path(state, is_leaf=is_ours):
-        for path, moment in tree_leaves_with_path(node.mu) if is_ours(node) else ():
+    for prefix, node in _find.nodes(state):
+        for path, moment in tree_leaves_with_path(node.mu):
             if (path, jnp.shape(moment)) not in of_params:
                 raise ValueError(
                     f"state belongs to other parameters: {_checks.at(prefix)} has moments of "

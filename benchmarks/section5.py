@@ -26,6 +26,7 @@ import optax
 
 import amsgrad_jax
 from amsgrad_jax import schedules
+from amsgrad_jax.demo.problems import digit_images
 
 Layers: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -128,13 +129,12 @@ MODELS: Final = MappingProxyType(
 
 def _data() -> tuple[jax.Array, ...]:
     """Images and labels to train on, and to test on: four fifths and one fifth."""
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = digit_images()
     split = train_test_split(
-        (images / 16).astype(np.float32).reshape(-1, 8, 8),
-        labels.astype(np.int32),
+        images.reshape(-1, 8, 8),
+        labels,
         test_size=0.2,
         random_state=0,
         stratify=labels,

@@ -15,7 +15,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -26,6 +25,7 @@ import optax
 import amsgrad_jax
 from amsgrad_jax import diagnostics, remedies
 from amsgrad_jax.demo import problems, report
+from benchmarks import pages
 
 _B2: Final = 0.99
 _LEARNING_RATE: Final = 1e-3
@@ -116,30 +116,28 @@ def _median(column: list[int | None]) -> str:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """The tables of docs/diagnostics.md by the names of their places, from docs/spike.json."""
-    runs = ["| run | steps, median (range) of 5 seeds | loss after 4,000 |", "|---|---|---|"]
-    for run in results["runs"]:
-        runs.append(f"| {run['run']} | {_median(run['steps needed'])} | {run['final loss']:.1e} |")
-    costs = [
-        "| parameters | storage | a step, ms | a report, ms | in steps |",
-        "|---|---|---|---|---|",
+    runs = [
+        (run["run"], _median(run["steps needed"]), f"{run['final loss']:.1e}")
+        for run in results["runs"]
     ]
-    for cost in results["costs"]:
-        step, made = cost["step ms"], cost["report ms"]
-        costs.append(
-            f"| {cost['parameters']:,} | {cost['storage']} | {step:.1f} | {made:.1f} "
-            f"| {made / step:.2f} |"
+    costs = [
+        (
+            f"{cost['parameters']:,}",
+            cost["storage"],
+            f"{cost['step ms']:.1f}",
+            f"{cost['report ms']:.1f}",
+            f"{cost['report ms'] / cost['step ms']:.2f}",
         )
-    return {"spike-table": "\n".join(runs), "spike-costs": "\n".join(costs)}
-
-
-def _write_page(page: Path, results: dict[str, Any]) -> None:
-    text = page.read_text()
-    for name, table in tables(results).items():
-        mark = f"<!-- {name} -->\n"
-        before, _, after = text.partition(mark)
-        # The old table ends at the first empty line.
-        text = before + mark + table + "\n\n" + after.partition("\n\n")[2]
-    page.write_text(text)
+        for cost in results["costs"]
+    ]
+    return {
+        "spike-table": pages.table(
+            ("run", "steps, median (range) of 5 seeds", "loss after 4,000"), runs
+        ),
+        "spike-costs": pages.table(
+            ("parameters", "storage", "a step, ms", "a report, ms", "in steps"), costs
+        ),
+    }
 
 
 def _seconds(function: Any, *arguments: Any) -> float:
@@ -237,9 +235,8 @@ def main(quick: bool) -> None:
     print()
     if quick:  # has shown that it runs; what is in docs/ stays
         return
-    docs = Path(__file__).parent.parent / "docs"
     for name, figure in figures.items():
-        report.save_figure(docs / name, figure)
+        report.save_figure(pages.DOCS / name, figure)
     results = {
         "settings": {
             "b2": _B2,
@@ -255,5 +252,6 @@ def main(quick: bool) -> None:
         "runs": rows,
         "costs": costs,
     }
-    (docs / "spike.json").write_text(json.dumps(results, indent=2) + "\n")
-    _write_page(docs / "diagnostics.md", results)
+    (pages.DOCS / "spike.json").write_text(json.dumps(results, indent=2) + "\n")
+    page = pages.DOCS / "diagnostics.md"
+    page.write_text(pages.refresh(page.read_text(), tables(results)))

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +22,8 @@ import amsgrad_jax
 from amsgrad_jax import codecs
 from amsgrad_jax.demo.report import save_figure
 from benchmarks import speed, storage_report
+from benchmarks.pages import DOCS
 from benchmarks.storage_problems import Problem, convolutional, mlp, transformer
-
-DOCS = Path(__file__).parent.parent / "docs"
 
 _NEAREST = codecs.BFLOAT16_NEAREST
 STORAGES = {

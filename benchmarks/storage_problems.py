@@ -1,7 +1,8 @@
 """What the study of storages trains: three small networks and the data that they learn."""
 
+import functools
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amsgrad_jax.demo import problems
 from benchmarks import section5
 
 # Modules of the standard library whose source is the text: those that every Python 3.11 to
@@ -42,26 +44,14 @@ class Problem(NamedTuple):
 
 def mlp() -> Problem:
     """Scikit-learn's 1797 digits of 8 by 8 pixels; two hidden layers of 100 units."""
-    images, labels = _digits()
-
-    def init(key: jax.Array) -> Any:
-        first, second, last = jax.random.split(key, 3)
-        return [_dense(first, 64, 100), _dense(second, 100, 100), _dense(last, 100, 10)]
-
-    def network(params: Any, inputs: jax.Array) -> jax.Array:
-        first, second, last = params
-        return _affine(last, jax.nn.relu(_affine(second, jax.nn.relu(_affine(first, inputs)))))
-
-    return Problem("MLP, digits", init, network, images, labels, 64, len(images))
+    images, labels = problems.digit_images()
+    init = functools.partial(_layers, ((64, 100), (100, 100), (100, 10)))
+    return Problem("MLP, digits", init, problems.network, images, labels, 64, len(images))
 
 
 def convolutional() -> Problem:
     """The same digits; the convolutional network of section 5, of 8 and 16 channels."""
-    images, labels = _digits()
-
-    def init(key: jax.Array) -> Any:
-        first, second, last = jax.random.split(key, 3)
-        return [_dense(first, 9, 8), _dense(second, 72, 16), _dense(last, 64, 10)]
+    images, labels = problems.digit_images()
 
     def network(params: Any, inputs: jax.Array) -> jax.Array:
         layers = [(layer["kernel"], layer["bias"]) for layer in params]
@@ -69,6 +59,7 @@ def convolutional() -> Problem:
             dict(zip(("first", "second", "last"), layers, strict=True)), inputs.reshape(-1, 8, 8)
         )
 
+    init = functools.partial(_layers, ((9, 8), (72, 16), (64, 10)))
     return Problem("CNN, digits", init, network, images, labels, 64, len(images))
 
 
@@ -105,13 +96,6 @@ def transformer() -> Problem:
     )
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    return (images / 16.0).astype(np.float32), labels.astype(np.int32)
-
-
 def _source_code(length: int) -> tuple[np.ndarray, int]:
     """Windows of text in a random order, as numbers of characters, and how many there are."""
     folder = Path(sysconfig.get_path("stdlib"))
@@ -124,6 +108,11 @@ def _source_code(length: int) -> tuple[np.ndarray, int]:
 def _dense(key: jax.Array, fan_in: int, fan_out: int) -> dict[str, jax.Array]:
     kernel = jax.random.normal(key, (fan_in, fan_out)) / np.sqrt(fan_in)
     return {"kernel": kernel, "bias": jnp.zeros(fan_out)}
+
+
+def _layers(sizes: Sequence[tuple[int, int]], key: jax.Array) -> list[dict[str, jax.Array]]:
+    keys = jax.random.split(key, len(sizes))
+    return [_dense(key, *size) for key, size in zip(keys, sizes, strict=True)]
 
 
 def _affine(layer: dict[str, jax.Array], signal: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
 """What is left of the study of storages: its statistics, tables and figures."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from amsgrad_jax.demo import plots
+from benchmarks import pages
 
 Results = dict[str, Any]
 
@@ -37,7 +39,7 @@ def passes(difference: float, error: float) -> bool:
 def study_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """FULL's losses with their deviation over seeds, and the differences of the others."""
     others = [name for name in cells[0]["final"] if name != FULL]
-    return _markdown(
+    return pages.table(
         ("problem", "learning rate", "`b2`", "loss with FULL", *others),
         [
             (
@@ -53,7 +55,7 @@ def study_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _long_table(long: Mapping[str, Any]) -> str:
-    return _markdown(
+    return pages.table(
         ("storage", "loss at the end", "difference from FULL"),
         [
             (name, _mean(losses), "" if name == FULL else _difference(long, name))
@@ -63,7 +65,7 @@ def _long_table(long: Mapping[str, Any]) -> str:
 
 
 def _stall_table(sizes: Mapping[str, float], cells: Sequence[Mapping[str, Any]]) -> str:
-    return _markdown(
+    return pages.table(
         (
             "parameters, state, apply",
             "bytes with the parameter",
@@ -84,7 +86,7 @@ def _stall_table(sizes: Mapping[str, float], cells: Sequence[Mapping[str, Any]])
 
 def _step_table(step: Mapping[str, Mapping[str, float]]) -> str:
     unit = step["optax.amsgrad"]["milliseconds"]
-    return _markdown(
+    return pages.table(
         (
             "optimizer",
             "bytes of state a parameter",
@@ -116,14 +118,8 @@ def tables(results: Results) -> dict[str, str]:
 
 
 def refresh(page: str, results: Results) -> str:
-    """The page with its tables replaced: what stands between a mark and its end."""
-    for name, table in tables(results).items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        page, found = re.subn(pattern, f"{begin}{table}\n{end}", page, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"expected one block {begin.strip()!r} in the page, found {found}")
-    return page
+    """The page with its tables replaced."""
+    return pages.refresh(page, tables(results))
 
 
 def curves(results: Results) -> Any:
@@ -131,7 +127,9 @@ def curves(results: Results) -> Any:
     cells = results["cells"]
     problems = list(dict.fromkeys(cell["problem"] for cell in cells))
     columns = len(cells) // len(problems)
-    figure = _figure(13, 9, "Training loss by storage of the moments: mean and deviation of seeds")
+    figure = plots.empty(
+        13, 9, "Training loss by storage of the moments: mean and deviation of seeds"
+    )
     grid = figure.subplots(len(problems), columns, squeeze=False)
     for axes, cell in zip(grid.flat, cells, strict=True):
         _draw(axes, cell, _STYLES)
@@ -147,7 +145,7 @@ def curves(results: Results) -> Any:
 def differences(results: Results) -> Any:
     """The difference from FULL in each cell, with its standard error."""
     cells = results["cells"]
-    figure = _figure(9, 7, "Final training loss: difference from FULL, and its standard error")
+    figure = plots.empty(9, 7, "Final training loss: difference from FULL, and its standard error")
     axes = figure.subplots()
     others = [name for name in cells[0]["final"] if name != FULL]
     for i, name in enumerate(others):
@@ -179,7 +177,7 @@ def differences(results: Results) -> Any:
 def failures(results: Results) -> Any:
     """The long run, and parameters in bfloat16."""
     long, stall = results["long"], results["stall"]
-    figure = _figure(13, 4.5, "What rounding to nearest does")
+    figure = plots.empty(13, 4.5, "What rounding to nearest does")
     first, *rest = figure.subplots(1, 1 + len(stall))
     _draw(first, long, _STYLES)
     first.set(title=f"MLP, {long['steps']:,} steps, float32 parameters", ylabel="training loss")
@@ -211,20 +209,6 @@ def _difference(cell: Mapping[str, Any], name: str) -> str:
     difference, error = paired(cell["final"][FULL], cell["final"][name])
     text = f"{difference:+z.1f} ± {error:.1f} %"
     return text if passes(difference, error) else f"**{text}**"
-
-
-def _markdown(title: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [title, ["---"] * len(title), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _figure(width: float, height: float, title: str) -> Any:
-    # A bare Figure draws into files without any choice of a screen backend.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize="x-large")
-    return figure
 
 
 def _draw(axes: Any, cell: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]]) -> None:

@@ -25,7 +25,7 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 def online(runs: Sequence[Run]) -> Figure:
     """Each problem in a row: where the optimizers stand, and what it costs them."""
     problems = {run.problem: run.settings["losses"] for run in runs}
-    figure = _figure(11, 10, "The loss is slope * x, and the slope keeps changing")
+    figure = empty(11, 10, "The loss is slope * x, and the slope keeps changing")
     rows = figure.subplots(len(problems), 2, sharex=True)
     for (point, regret), (problem, losses) in zip(rows, problems.items(), strict=True):
         for run in runs:
@@ -45,7 +45,7 @@ def online(runs: Sequence[Run]) -> Figure:
 
 def regression(runs: Sequence[Run]) -> Figure:
     """The loss over the steps."""
-    figure = _figure(8, 5, "A small network learns random numbers by heart")
+    figure = empty(8, 5, "A small network learns random numbers by heart")
     axes = figure.subplots()
     for run in runs:
         _line(axes, run, "loss")
@@ -56,7 +56,7 @@ def regression(runs: Sequence[Run]) -> Figure:
 
 def digits(runs: Sequence[Run]) -> Figure:
     """Training loss and test accuracy over the epochs."""
-    figure = _figure(11, 5, "A small network learns to read handwritten digits")
+    figure = empty(11, 5, "A small network learns to read handwritten digits")
     loss, accuracy = figure.subplots(1, 2)
     for run in runs:
         _line(loss, run, "training loss")
@@ -70,7 +70,8 @@ def digits(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def empty(width: float, height: float, title: str) -> Figure:
+    """A figure of that size in inches, to be filled."""
     # A bare Figure draws into files without any choice of a screen backend.
     from matplotlib.figure import Figure
 

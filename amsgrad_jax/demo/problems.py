@@ -103,7 +103,7 @@ def regression(steps: int, seed: int) -> Task:
     targets = rng.standard_normal((64, 10), np.float32)
 
     def loss(params: Layers, inputs: Array, targets: Array) -> jax.Array:
-        return jnp.sum((_network(params, inputs) - targets) ** 2)
+        return jnp.sum((network(params, inputs) - targets) ** 2)
 
     return Task(
         params=_init(rng, (1000, 100, 10)),
@@ -115,15 +115,20 @@ def regression(steps: int, seed: int) -> Task:
     )
 
 
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits: 1797 rows of 64 grey values from 0 to 1, and what they show."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16.0).astype(np.float32), labels.astype(np.int32)
+
+
 def digits(epochs: int, seed: int) -> Task:
     """Scikit-learn's 1797 handwritten digits of 8 by 8 pixels, half of them for the test.
 
     Two hidden layers of 100 units, cross-entropy, batches of 64.
     """
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    inputs, targets = (images / 16.0).astype(np.float32), labels.astype(np.int32)
+    inputs, targets = digit_images()
     rng = np.random.default_rng(seed)
     test, train = np.split(rng.permutation(len(inputs)), [len(inputs) // 2])
     # An epoch leaves out the few examples that do not fill a batch, others each time.
@@ -131,11 +136,11 @@ def digits(epochs: int, seed: int) -> Task:
     batches = np.stack([rng.permutation(train)[:full].reshape(-1, 64) for _ in range(epochs)])
 
     def loss(params: Layers, inputs: Array, targets: Array) -> jax.Array:
-        logits = _network(params, inputs)
+        logits = network(params, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(targets)).mean()
 
     def measure(params: Layers) -> dict[str, jax.Array]:
-        correct = _network(params, inputs[test]).argmax(axis=1) == targets[test]
+        correct = network(params, inputs[test]).argmax(axis=1) == targets[test]
         return {
             "training loss": loss(params, inputs[train], targets[train]),
             "test accuracy": correct.mean(),
@@ -156,7 +161,8 @@ def _init(rng: np.random.Generator, sizes: Sequence[int]) -> Layers:
     ]
 
 
-def _network(params: Layers, inputs: Array) -> jax.Array:
+def network(params: Layers, inputs: Array) -> jax.Array:
+    """Dense layers with ReLU between them."""
     *hidden, last = params
     signal = jnp.asarray(inputs)
     for layer in hidden:

@@ -6,15 +6,15 @@ run over several states, each for some of the parameters; by path they are one a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from amsgrad_jax import _find
 from amsgrad_jax._convert_storage import decoded, encoded_like
-from amsgrad_jax._find import named
 from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
 
 Leaves: TypeAlias = dict[str, Any]
@@ -30,7 +30,7 @@ def by_path(tree: Any) -> Leaves:
     """The leaves of a tree by their paths."""
     leaves: Leaves = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = named(keys)
+        path = _find.named(keys)
         if path in leaves:  # of {"a/b": ..., "a": {"b": ...}}
             raise ValueError(f"two leaves have the path {path!r}")
         leaves[path] = leaf
@@ -80,15 +80,10 @@ def _of_one_kind(state: Any, kinds: tuple[type, ...]) -> list[Any]:
     found = {type(node) for node in found_nodes}
     if len(found) != 1 or not found <= set(kinds):
         raise ValueError(
-            f"the state must hold one of {_names(kinds)}, "
-            f"found {_names(found) or 'none of these in ' + type(state).__name__}"
+            f"the state must hold one of {_find.names(kinds)}, "
+            f"found {_find.names(found) or 'none of these in ' + type(state).__name__}"
         )
     return found_nodes
-
-
-def _names(kinds: Iterable[type]) -> str:
-    # Optax's AMSGrad and this package's differ in the package only.
-    return ", ".join(sorted(f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in kinds))
 
 
 def ours(params: Any, count: Any, mu: Any, nu: Any, nu_max: Any) -> ScaleByAmsgradState:
