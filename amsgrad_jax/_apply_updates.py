@@ -70,7 +70,7 @@ def stochastic_apply_updates(
         if jnp.result_type(param) != jnp.bfloat16:
             return optax.apply_updates(param, update)
         total = _rounding.not_differentiable(param.astype(jnp.float32) + update.astype(jnp.float32))
-        hashed = _rounding.hashed_index(total, _rounding.salt(path) ^ _SALT)
+        hashed = _rounding.hashed_index(total, _rounding.salt(path) ^ _SALT, count)
         return BFLOAT16.encode(total, _rounding.at_step(hashed, count, _rounding.GOLDEN))
 
     return jax.tree_util.tree_map_with_path(

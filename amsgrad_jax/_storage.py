@@ -211,7 +211,7 @@ def encode(fresh: Moments, held: LeafCodecs, seed: Seed | None = None) -> Moment
     bits_mu = bits_nu = _rounding.NEAREST
     if seed is not None:
         count, salt = seed
-        hashed = _rounding.hashed_index(fresh.nu, salt)
+        hashed = _rounding.hashed_index(fresh.nu, salt, count)
         bits_mu = _rounding.at_step(hashed, count, _rounding.SILVER)
         # The halves swapped: other bits than those of mu.
         bits_nu = _rounding.at_step(hashed << 16 | hashed >> 16, count, _rounding.GOLDEN)

@@ -115,7 +115,7 @@ def test_the_mean_over_all_bits_is_the_value(name):
 @every_average
 def test_the_mean_over_the_elements_of_an_array_is_the_value(name):
     codec = getattr(codecs, name)
-    hashed = _rounding.hashed_index(jnp.zeros((256, 256)), np.uint32(1))
+    hashed = _rounding.hashed_index(jnp.zeros((256, 256)), np.uint32(1), jnp.int32(0))
     for count in (0, 1, 1000):
         bits = _rounding.at_step(hashed, jnp.int32(count), _rounding.GOLDEN)
         values = jnp.full(bits.shape, 0.3141, jnp.float32)
@@ -133,9 +133,11 @@ def test_the_bits_of_one_element_fall_evenly_over_the_steps(irrational):
 
 
 def test_the_bits_of_elements_and_leaves_are_independent():
-    like = jnp.zeros((64, 64))
+    like, count = jnp.zeros((64, 64)), jnp.int32(0)
     one, other = (
-        np.asarray(_rounding.hashed_index(like, _rounding.salt([jax.tree_util.DictKey(name)])))
+        np.asarray(
+            _rounding.hashed_index(like, _rounding.salt([jax.tree_util.DictKey(name)]), count)
+        )
         for name in ("a", "b")
     )
     assert len(np.unique(one)) > 4090  # of 4096; a handful of collisions is chance

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 
 import chex
 import hypothesis
@@ -206,6 +207,24 @@ def test_a_sharded_run_is_bitwise_equal(storage, explicit):
     for leaf in jax.tree.leaves((got[0], got[1][0]._replace(count=None))):
         assert leaf.sharding.is_equivalent_to(on_mesh(leaf, "x").sharding, 2)
     chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
+
+
+@pytest.mark.skipif(
+    not hasattr(jax, "set_mesh"), reason="XLA of that age compiles equal kernels again"
+)
+@pytest.mark.parametrize("storage", ["compact", "tiny"])
+def test_equal_leaves_share_their_kernels(storage):
+    # Each distinct kernel costs XLA 20 to 40 ms, and so they must not depend on the leaf.
+    optimizer = amsgrad_jax.amsgrad(1e-3, storage=storage)
+
+    def distinct_kernels(leaves):
+        params = {f"leaf{i}": jnp.ones((8, 8)) for i in range(leaves)}
+        compiled = jax.jit(optimizer.update).lower(params, optimizer.init(params)).compile()
+        kernels = re.findall(r"^%\S*computation.*?^}", compiled.as_text(), re.DOTALL | re.MULTILINE)
+        # Without the names of instructions, and without what says where they come from.
+        return {re.sub(r", metadata=\{[^}]*\}|%[^\s,()]+|\w+(?=: )", "", k) for k in kernels}
+
+    assert 1 < len(distinct_kernels(5)) == len(distinct_kernels(2))
 
 
 @every_coded
