@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test faults parity lint types bench notebooks record clean
+.PHONY: help demo test faults parity lint types bench notebooks docs record clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,10 +38,14 @@ bench: $(VENV)/.with-parity ## speed, accuracy beside optax and PyTorch; ARGS=st
 	$(BIN)/python -m benchmarks $(ARGS)
 
 notebooks: $(VENV)/.with-docs ## execute the notebooks in place
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
+
+# Every page is read anew: what has not changed since a build that failed would not warn again.
+docs: $(VENV)/.with-docs ## the site in docs/_build/html; a broken link fails
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 record: $(VENV)/.with-parity ## record torch's trajectories for tests without torch
 	$(BIN)/python -m tests.parity.record
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build

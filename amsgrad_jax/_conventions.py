@@ -74,7 +74,7 @@ class Convention:
 
 
 PAPER: Final = Convention(correct_mu=False, correct_nu="never")
-"""Algorithm 2 of the paper: no bias correction (the paper has no ``eps`` either)."""
+"""Algorithm 2 of the paper, without bias correction (the paper has no ``eps`` either)."""
 
 PYTORCH: Final = Convention(correct_mu=True, correct_nu="after_max")
 """``torch.optim.Adam(amsgrad=True)`` and ``AdamW(amsgrad=True)``; the default here."""

@@ -102,7 +102,7 @@ class Storage:
 
 
 FULL: Final = Storage(mu=EXACT, nu=EXACT, nu_max=EXACT)
-"""As computed: 12 bytes a parameter."""
+"""12 bytes a parameter; the moments as they were computed."""
 
 COMPACT: Final = Storage(mu=codecs.BFLOAT16, nu=codecs.UNSIGNED16, nu_max=codecs.LOG8)
 """5 bytes a parameter; needs nothing of ``b1`` and ``b2``."""

@@ -106,7 +106,7 @@ BFLOAT16_NEAREST: Final = Codec(
     decode=lambda codes: codes.astype(jnp.float32),
     stochastic=False,
 )
-r"""bfloat16, rounded to nearest: a relative error up to :math:`2^{-8}`.
+r"""bfloat16, rounded to nearest, with a relative error up to :math:`2^{-8}`.
 
 For comparison. An average in it stands still as soon as it moves by less than half a unit
 in a step, that is for ``b2 = 0.999`` always.
@@ -187,5 +187,5 @@ bound,
     |m_t| \le \frac{1-\beta_1}{\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}} \sqrt{v_t},
 
 which is 7.3 for the usual 0.9 and 0.999. Where it is above 119, or :math:`\beta_1^2 \ge
-\beta_2`, :func:`scale_by_amsgrad` raises, as far as it knows the numbers.
+\beta_2`, :func:`.scale_by_amsgrad` raises, as far as it knows the numbers.
 """

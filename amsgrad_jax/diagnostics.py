@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Report: TypeAlias = dict[str, jax.Array]
+"""Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
 
 # A maximum less than 1 % above nu is not called one that binds: rounding alone, of the bias
 # correction or of a stored nu (2**-8 in UNSIGNED16), makes differences below that.
@@ -89,7 +90,7 @@ def max_report(
     Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
 
     Args:
-      state: Any tree with a :class:`ScaleByAmsgradState` in it. If it has several, each is
+      state: Any tree with a :class:`.ScaleByAmsgradState` in it. If it has several, each is
         reported under its path in ``state``.
       per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
         such as ``"dense/kernel"``, to the name of a group.
@@ -106,12 +107,12 @@ def max_report(
       storage: The storage of ``state``; None recognises the presets.
 
     Returns:
-      A flat dict, ready for a logger: ``{"dense/kernel/binding": ...}``. The keys depend on the
-      structure of ``state`` and the arguments only. Leaves without elements are left out.
+      A flat dict that a logger takes, such as ``{"dense/kernel/binding": ...}``. The keys depend
+      on the structure of ``state`` and the arguments only. Leaves without elements are left out.
 
     Raises:
       TypeError: If an argument is of the wrong type, or a moment is not held as ``storage`` says.
-      ValueError: If there is no :class:`ScaleByAmsgradState` in ``state``, or an argument is out
+      ValueError: If there is no :class:`.ScaleByAmsgradState` in ``state``, or an argument is out
         of its range.
 
     Examples:

@@ -71,7 +71,7 @@ def play(
     ``with jax.default_device(jax.local_devices(backend="cpu")[0])`` is the fast one.
 
     Args:
-      optimizer: Any transformation of Optax that ends in a step, as :func:`amsgrad`.
+      optimizer: Any transformation of Optax that ends in a step, as :func:`.amsgrad`.
       loss: ``loss(x, z)``, a real scalar, convex in ``x``, differentiable by JAX.
       stream: The data :math:`z_1, z_2, \ldots`: arrays, or a tree of arrays, whose first
         axis counts the rounds.

@@ -1,8 +1,8 @@
 """Constraints: the projection in Algorithm 2 of the AMSGrad paper, which nothing else has.
 
-An optimizer's step ends at some point `y`; `projected` moves it to the nearest point of a set,
-where coordinates in which AMSGrad takes small steps count for more. A set is a function from
-a tree and a tree of weights to a tree. Those in this file come first, what solves them is at
+An optimizer's step ends at some point :math:`y`; :func:`projected` moves it to the nearest point
+of a set, where coordinates in which AMSGrad takes small steps count for more. A set is a function
+from a tree and a tree of weights to a tree. Those in this file come first, what solves them is at
 the end: reductions over leaves as they stand, which are neither copied into one vector nor
 sorted, so that sharded parameters stay where they are.
 """
@@ -27,7 +27,9 @@ Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
 
 Over: TypeAlias = Literal["tree", "leaf"]
-Arrays: TypeAlias = list[jax.Array]
+"""Whether a set is one of the whole tree, or one for each leaf."""
+
+_Arrays: TypeAlias = list[jax.Array]
 
 
 def projected(
@@ -60,7 +62,7 @@ def projected(
       transformation: A complete optimizer, learning rate and sign included:
         ``amsgrad``, ``amsgradw``, or a chain that ends with a learning rate, also in
         masks, a partition, or injected hyperparameters. Every parameter must have its
-        moments in one :class:`ScaleByAmsgradState`. To constrain some of the parameters
+        moments in one :class:`.ScaleByAmsgradState`. To constrain some of the parameters
         only, put ``projected`` into ``optax.partition`` instead.
       constraint: The set: a function of this module, or one of your own, which takes the
         tree :math:`y` and a tree of weights :math:`w` like it, float32 or float64, and
@@ -320,7 +322,7 @@ def l1_ball(radius: jax.typing.ArrayLike, *, over: Over = "tree") -> Constraint:
     """
     radius = _positive("radius", radius)
 
-    def solve(ys: Arrays, weights: Arrays) -> Arrays:
+    def solve(ys: _Arrays, weights: _Arrays) -> _Arrays:
         inside = _sum(jnp.abs(y) for y in ys) <= radius
         sizes = _simplex(radius, [jnp.abs(y) for y in ys], weights)
         return [jnp.where(inside, y, jnp.sign(y) * x) for y, x in zip(ys, sizes, strict=True)]
@@ -466,7 +468,7 @@ def _root(nu_max: jax.Array, nu: jax.Array) -> jax.Array:
     return jnp.where(unseen, 0, jnp.sqrt(jnp.where(unseen, 1, largest)))
 
 
-def _rescaled(weights: Arrays) -> Arrays:
+def _rescaled(weights: _Arrays) -> _Arrays:
     """Weights with a largest of 1, and none so small that its inverse could overflow.
 
     A weight of 0 stands for its limit, a coordinate that moves at almost no cost: it becomes
@@ -487,7 +489,7 @@ def _rescaled(weights: Arrays) -> Arrays:
 def _constraint(
     name: str,
     over: Over,
-    solve: Callable[..., Arrays],
+    solve: Callable[..., _Arrays],
     *,
     allow_complex: bool = False,
     **operands: Any,
@@ -518,7 +520,7 @@ def _constraint(
     return constraint
 
 
-def _simplex(total: float | jax.Array, ys: Arrays, weights: Arrays) -> Arrays:
+def _simplex(total: float | jax.Array, ys: _Arrays, weights: _Arrays) -> _Arrays:
     fixed = jax.lax.stop_gradient
     total = jnp.asarray(total, ys[0].dtype)
     inverse = [1 / w for w in weights]
@@ -538,7 +540,7 @@ def _simplex(total: float | jax.Array, ys: Arrays, weights: Arrays) -> Arrays:
     near = [jnp.where(far, z, y) for y, z in zip(ys, lowered, strict=True)]
     shift = jnp.where(far, lowest, 0)
 
-    def step(zs: Arrays, active: Arrays, inverse: Arrays) -> jax.Array:
+    def step(zs: _Arrays, active: _Arrays, inverse: _Arrays) -> jax.Array:
         excess = _sum(jnp.where(a, z, 0) for z, a in zip(zs, active, strict=True)) - total
         return excess / _sum(jnp.where(a, s, 0) for s, a in zip(inverse, active, strict=True))
 
@@ -564,12 +566,12 @@ def _simplex(total: float | jax.Array, ys: Arrays, weights: Arrays) -> Arrays:
     return [jnp.where(~a | (x <= 0), 0, x) for x, a in zip(xs, active, strict=True)]
 
 
-def _l2_ball(radius: float | jax.Array, ys: Arrays, weights: Arrays, center: Arrays) -> Arrays:
+def _l2_ball(radius: float | jax.Array, ys: _Arrays, weights: _Arrays, center: _Arrays) -> _Arrays:
     radius = jnp.asarray(radius, weights[0].dtype)
     offsets = [(y - c) / radius for y, c in zip(ys, center, strict=True)]
     inside = _sum(_square(d) for d in offsets) <= 1
 
-    def shrunk(multiplier: jax.Array) -> Arrays:
+    def shrunk(multiplier: jax.Array) -> _Arrays:
         return [d * (w / (w + multiplier)) for d, w in zip(offsets, weights, strict=True)]
 
     def equation(multiplier: jax.Array) -> jax.Array:
@@ -619,7 +621,7 @@ def _linear(name: str, normal: Any, offset: Any, over: Over) -> Constraint:
     if len(zero) == len(paths) or (zero and over == "leaf"):
         raise ValueError(f"normal must not be zero, but is at {_checks.at(zero[0])}")
 
-    def solve(ys: Arrays, weights: Arrays, normal: Arrays) -> Arrays:
+    def solve(ys: _Arrays, weights: _Arrays, normal: _Arrays) -> _Arrays:
         size = _largest([jnp.abs(a) for a in normal])
         normal = [a / size for a in normal]
         excess = _sum(a * y for a, y in zip(normal, ys, strict=True)) - offset / size
@@ -639,7 +641,7 @@ def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, map(jnp.sum, arrays))
 
 
-def _largest(arrays: Arrays) -> jax.Array:
+def _largest(arrays: _Arrays) -> jax.Array:
     return functools.reduce(jnp.maximum, map(jnp.max, arrays))
 
 
@@ -717,7 +719,7 @@ def _numbers(name: str, value: Any, *, real: bool = True) -> Any:
     return value
 
 
-def _beside(name: str, value: Any, tree: Any) -> Arrays:
+def _beside(name: str, value: Any, tree: Any) -> _Arrays:
     """An array of ``value`` for each leaf of ``tree``, in its shape and dtype."""
     value = _same_everywhere(value, tree)
     if jax.tree.structure(value) != jax.tree.structure(tree):

@@ -31,7 +31,7 @@ def reset_max(state: optax.OptState) -> Any:
     reset right after the spike changes nothing.
 
     Args:
-      state: A :class:`ScaleByAmsgradState`, or any tree that holds some, such as the state of a
+      state: A :class:`.ScaleByAmsgradState`, or any tree that holds some, such as the state of a
         chain.
 
     Returns:
@@ -39,7 +39,7 @@ def reset_max(state: optax.OptState) -> Any:
       shardings.
 
     Raises:
-      ValueError: If there is no :class:`ScaleByAmsgradState` in ``state``.
+      ValueError: If there is no :class:`.ScaleByAmsgradState` in ``state``.
 
     Examples:
       >>> import amsgrad_jax
@@ -97,7 +97,7 @@ def reset_max_when(
 
     Raises:
       TypeError: If ``when`` is not a function, or does not return a scalar bool.
-      ValueError: In ``init``, if there is no :class:`ScaleByAmsgradState` in the state.
+      ValueError: In ``init``, if there is no :class:`.ScaleByAmsgradState` in the state.
 
     Examples:
       >>> import amsgrad_jax

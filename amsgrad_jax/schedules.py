@@ -1,7 +1,7 @@
 """The schedules of the AMSGrad paper, as schedules of Optax.
 
 Each is a function of the number of steps taken so far, so that the first step, t = 1, is
-asked for with 0. Give them to the arguments of :func:`amsgrad` and of the transformation.
+asked for with 0. Give them to the arguments of :func:`.amsgrad` and of the transformation.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path
 from amsgrad_jax import _checks, _find
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
+"""A ``jax.sharding.Mesh``, or a ``jax.sharding.AbstractMesh`` for devices that need not exist."""
 
 
 class Unsplit(NamedTuple):

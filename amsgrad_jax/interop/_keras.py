@@ -26,8 +26,8 @@ class FromKeras(NamedTuple):
     Args:
       state: The moments, trees like the parameters.
       arguments: ``learning_rate``, ``b1``, ``b2``, ``eps`` and ``convention``, for
-        :func:`amsgrad`; with weight decay also ``weight_decay`` and, if some variables
-        are excluded from it, ``mask``, for :func:`amsgradw`.
+        :func:`.amsgrad`; with weight decay also ``weight_decay`` and, if some variables
+        are excluded from it, ``mask``, for :func:`.amsgradw`.
     """
 
     state: ScaleByAmsgradState
@@ -62,12 +62,12 @@ def from_keras(
         ``"sequential/dense/kernel"``.
       rename: The name of a variable to the path of a leaf: a function, or a mapping
         for the names that differ from it.
-      convention: The convention to go on with, as given to :func:`amsgrad`.
+      convention: The convention to go on with, as given to :func:`.amsgrad`.
       without_max: What to do with an optimizer with ``amsgrad=False``: ``"raise"``, or
         ``"use_nu"`` to start the maximum from the velocities.
 
     Returns:
-      The state and the arguments of :func:`amsgrad` or :func:`amsgradw`. :func:`put`
+      The state and the arguments of :func:`.amsgrad` or :func:`.amsgradw`. :func:`put`
       puts the state into the state of a chain. A schedule of Keras is returned as it is:
       with the JAX backend it is one of optax, too.
 
@@ -152,13 +152,13 @@ def to_keras(
     optimizer, which keeps its hyperparameters. Nothing is set before everything fits.
 
     Args:
-      state: A :class:`ScaleByAmsgradState` or the state of any chain with it.
+      state: A :class:`.ScaleByAmsgradState` or the state of any chain with it.
       params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
       optimizer: A built ``Adam`` or ``AdamW`` of Keras 3 with ``amsgrad=True``. Its
         moments have the dtypes of the variables.
       names: Names for the variables; see :func:`from_keras`.
       rename: The name of a variable to the path of a leaf; see :func:`from_keras`.
-      convention: The convention of ``state``, as given to :func:`amsgrad`.
+      convention: The convention of ``state``, as given to :func:`.amsgrad`.
 
     Raises:
       TypeError: If ``optimizer`` is none of the above.

@@ -43,10 +43,10 @@ def convert(
     codes once more.
 
     Args:
-      state: A :class:`ScaleByAmsgradState`, or any tree that holds some, such as the
+      state: A :class:`.ScaleByAmsgradState`, or any tree that holds some, such as the
         state of a chain.
       b2: The decay rate at the next step.
-      from_convention: The convention of ``state``: a name or a :class:`Convention`.
+      from_convention: The convention of ``state``: a name or a :class:`.Convention`.
       to_convention: The convention of what is returned.
 
     Returns:
@@ -54,7 +54,7 @@ def convert(
 
     Raises:
       TypeError: If ``b2`` is not a number.
-      ValueError: If there is no :class:`ScaleByAmsgradState` in ``state``, if ``b2`` is
+      ValueError: If there is no :class:`.ScaleByAmsgradState` in ``state``, if ``b2`` is
         out of its range, or if a convention is unknown.
 
     Examples:
@@ -125,7 +125,7 @@ def from_optax(
       params: The parameters that it optimizes, or ``jax.ShapeDtypeStruct`` for them.
         Leave out, or set to None, those that it does not.
       b2: The decay rate at the next step.
-      convention: The convention to go on with, as given to :func:`amsgrad`.
+      convention: The convention to go on with, as given to :func:`.amsgrad`.
       bias_correction_nu: As given to ``optax.scale_by_amsgrad``; False is for states
         whose maximum is of raw moments.
 
@@ -185,11 +185,11 @@ def to_optax(
     For ``optax.adam`` the maximum is dropped.
 
     Args:
-      state: A :class:`ScaleByAmsgradState` or the state of any chain with it.
+      state: A :class:`.ScaleByAmsgradState` or the state of any chain with it.
       params: The parameters that it optimizes; leave out those that it does not.
       target_state: A state of the optimizer of optax, as from its ``init``.
       b2: The decay rate at the next step.
-      convention: The convention of ``state``, as given to :func:`amsgrad`.
+      convention: The convention of ``state``, as given to :func:`.amsgrad`.
       bias_correction_nu: As given to ``optax.scale_by_amsgrad``.
 
     Returns:

@@ -172,7 +172,7 @@ def to_torch(
     ``transposes`` the two together give back what went in.
 
     Args:
-      state: The state of :func:`scale_by_amsgrad` or of a chain, partition or mask with
+      state: The state of :func:`.scale_by_amsgrad` or of a chain, partition or mask with
         it. The state does not know its convention; from ``"optax"``, the only one with
         another maximum than PyTorch's, :func:`convert` it first.
       params: The parameters, or anything of their structure, shapes and dtypes.

@@ -149,7 +149,7 @@ def put(state: Any, moments: Any) -> Any:
 
     Args:
       state: The state of any chain, as from its ``init``.
-      moments: A :class:`ScaleByAmsgradState`, for all parameters in ``state``.
+      moments: A :class:`.ScaleByAmsgradState`, for all parameters in ``state``.
 
     Returns:
       A new state; it shares no array with ``moments``.
