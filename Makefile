@@ -24,7 +24,8 @@ faults: $(VENV)/.with-test ## kill processes that train together, and compare wh
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
 parity: $(VENV)/.with-parity ## beside the real PyTorch, and a table of the errors seen
-	$(BIN)/python -m pytest --numprocesses auto tests/parity tests/test_examples.py -k 'torch or recorded' $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto tests/parity \
+	    tests/test_benchmarks.py tests/test_examples.py tests/test_pages.py -k 'torch or recorded' $(ARGS)
 	$(BIN)/python -m tests.parity.report
 
 lint: $(VENV)/.with-dev ## ruff, formatting included

@@ -37,7 +37,7 @@ def convert(
     corrected after the maximum, of :math:`\max(x_t, v_{t+1}) / (1 - \beta_2^{t+1})`.
     Between ``"optax"`` and ``"pytorch"`` that step is the same up to rounding, for
     ``eps_root = 0``. The steps after it are not, because each convention follows the
-    maximum of its own quantity from then on; the difference fades with :math:`\beta_2^t`.
+    maximum of its own quantity from then on; that matters less the smaller :math:`\beta_2^t` is.
     For ``"keras"`` and ``"paper"`` the next step is as different as their use of ``eps``
     and their missing correction make it. Of a state in codes the maximum is rounded to its
     codes once more.
