@@ -38,7 +38,7 @@ def salt(path: Any) -> np.uint32:
 def hashed_index(like: jax.Array, salt: jax.Array | np.uint32, count: jax.Array) -> jax.Array:
     """32 random bits for each element of an array, the same in every step."""
     # XLA compiles equal kernels once. A salt written into them makes those of every leaf
-    # differ: 200 leaves in "tiny" then take 15 s to compile in place of 3 (jax 0.10, CPU). So
+    # differ: 200 leaves in "tiny" then take 15 s to compile in place of 4 (jax 0.10, CPU). So
     # it is read from a table, at a place that is always 0, which XLA cannot know.
     table = jnp.array([salt, ~salt])
     salt = jax.lax.dynamic_index_in_dim(table, jnp.int32(count < 0), keepdims=False)

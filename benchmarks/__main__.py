@@ -1,13 +1,9 @@
 """The command line: runs the benchmarks and prints one table for each."""
 
 import argparse
-import importlib.metadata
 import os
-import platform
 
-import jax
-
-from benchmarks import accuracy, section5, speed, spike, storage
+from benchmarks import accuracy, machine, section5, speed, spike, storage
 
 
 def main() -> None:
@@ -15,7 +11,7 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        help="accuracy, speed (default: these two), section5, spike, storage (half an hour)",
+        help="accuracy, speed (default: these two, half an hour), section5, spike, storage",
     )
     parser.add_argument(
         "--quick", action="store_true", help="small sizes: shows that it runs, judges nothing"
@@ -26,11 +22,9 @@ def main() -> None:
     unknown = set(arguments.names) - set(parts)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(parts)}")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax"))
-    print(
-        f"Python {platform.python_version()}, {versions}, on {os.cpu_count()} cores "
-        f"({platform.machine()}), jax device: {jax.devices()[0].device_kind}\n"
-    )
+    # JAX would take the memory of a GPU that PyTorch needs a part of.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    print(", ".join(f"{k} {v}" for k, v in machine.describe("jax", "optax").items()), "\n")
     for name in arguments.names or default:
         parts[name].main(arguments.quick)
 

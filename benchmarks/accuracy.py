@@ -1,13 +1,14 @@
 """How far one float32 step is from float64: ours, optax's and PyTorch's.
 
-Every implementation starts from one float32 state and is compared with the float64
-reference of its own convention. Average and gradient have one sign, so that nothing
-cancels in the first moment and the relative error of an update means something.
+Every implementation takes each step from the same float32 state and is compared with the
+float64 reference of its own convention. Gradients have one sign, so that nothing cancels
+in the first moment and the relative error of an update means something.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,11 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from benchmarks import machine, pages
+from benchmarks.optimizers import CONVENTIONS
 from tests import reference
+
+RATES = (0.9, 0.99, 0.999, 0.9999)
 
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
@@ -52,44 +57,70 @@ def _through_torch(b2: float) -> Step | None:
     return step
 
 
-def largest_error(step: Step, convention: str, b2: float, points: int) -> float:
-    """The largest relative error of an update for steps 1 to 100,000."""
+def largest_error(step: Step, convention: str, b2: float, steps: int) -> float:
+    """The largest relative error of an update in that many steps from the start.
+
+    The moments go on as the reference has them, rounded to float32: every implementation
+    takes each step from the same state.
+    """
     rng = np.random.default_rng(0)
-    g, m, v = (10.0 ** rng.uniform(-4, 4, 4096).astype(np.float32) for _ in range(3))
-    x = v * np.float32(10.0) ** rng.uniform(0, 2, v.size).astype(np.float32)
-    wide = reference.Moments(*(moment.astype(np.float64) for moment in (m, v, x)))
+    state = reference.Moments(*np.zeros((3, 256), np.float32))
     worst = 0.0
-    for t in np.unique(np.geomspace(1, 100_000, points).astype(int)):
-        want, _ = reference.step(convention, g.astype(np.float64), wide, int(t), 0.9, b2, 1e-8)
-        worst = max(worst, float(np.max(np.abs(step(g, m, v, x, int(t)) / want - 1))))
+    for t in range(1, steps + 1):
+        g = (10.0 ** rng.uniform(-4, 4, 256)).astype(np.float32)
+        wide = reference.Moments(*(moment.astype(np.float64) for moment in state))
+        want, after = reference.step(convention, g.astype(np.float64), wide, t, 0.9, b2, 1e-8)
+        worst = max(worst, float(np.max(np.abs(step(g, *state, t) / want - 1))))
+        state = reference.Moments(*(moment.astype(np.float32) for moment in after))
     return worst
 
 
-def main(quick: bool) -> None:
-    rates = (0.9, 0.99, 0.999, 0.9999)
-    print("Largest relative error of a float32 step, t = 1 to 100,000, by b2")
-    print(f"{'':32}" + "".join(f"{b2:>10}" for b2 in rates))
-    rows: dict[str, tuple[str, Callable[[float], Step | None]]] = {}
-    for name in ("paper", "pytorch", "keras", "optax"):
-        rows[f"amsgrad_jax, {name}"] = (
-            name,
-            lambda b2, name=name: through_optax(
-                amsgrad_jax.scale_by_amsgrad(b2=b2, convention=name),
+def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
+    """Who is compared: the convention of each, and its step by ``b2``."""
+    ours = {
+        f"ours, {convention}": (
+            convention,
+            lambda b2, convention=convention: through_optax(
+                amsgrad_jax.scale_by_amsgrad(b2=b2, convention=convention),
                 amsgrad_jax.ScaleByAmsgradState,
             ),
         )
-    rows["optax.amsgrad"] = (
-        "optax",
-        lambda b2: through_optax(optax.scale_by_amsgrad(b2=b2), optax.ScaleByAmsgradState),
-    )
-    rows["torch.optim.Adam(amsgrad=True)"] = ("pytorch", _through_torch)
-    for label, (convention, make) in rows.items():
-        steps = [make(b2) for b2 in rates]
-        cells = [
-            "-"
-            if step is None
-            else f"{largest_error(step, convention, b2, 20 if quick else 300):.1e}"
-            for step, b2 in zip(steps, rates, strict=True)
+        for convention in CONVENTIONS
+    }
+    return ours | {
+        "optax.amsgrad": (
+            "optax",
+            lambda b2: through_optax(optax.scale_by_amsgrad(b2=b2), optax.ScaleByAmsgradState),
+        ),
+        "torch Adam": ("pytorch", _through_torch),
+    }
+
+
+def main(quick: bool) -> None:
+    steps = 100 if quick else 10_000
+    print(f"Largest relative error of a float32 step beside float64, in {steps:,} steps, by b2")
+    errors = {
+        name: [
+            None if step is None else float(f"{largest_error(step, convention, b2, steps):.3g}")
+            for step, b2 in ((make(b2), b2) for b2 in RATES)
         ]
-        print(f"{label:32}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
-    print()
+        for name, (convention, make) in rows().items()
+    }
+    results = machine.describe("jax", "optax", "torch") | {"steps": steps, "errors": errors}
+    table = tables(results)
+    print(f"{table['accuracy']}\n", flush=True)
+    if not quick:
+        pages.publish("benchmarks.md", "accuracy", results, table, {})
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The table of the page, by the name of its mark."""
+    return {
+        "accuracy": pages.table(
+            ("optimizer", *(f"`b2` = {b2}" for b2 in RATES)),
+            [
+                (name, *("" if error is None else f"{error:.1e}" for error in errors))
+                for name, errors in results["errors"].items()
+            ],
+        )
+    }

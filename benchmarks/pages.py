@@ -1,8 +1,12 @@
 """Tables in markdown, and their places in the pages of docs/."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from amsgrad_jax.demo.report import save_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -22,3 +26,18 @@ def refresh(page: str, tables: Mapping[str, str]) -> str:
         if found != 1:
             raise ValueError(f"expected one block {begin.strip()!r} in the page, found {found}")
     return page
+
+
+def publish(
+    page: str,
+    name: str,
+    results: Mapping[str, Any],
+    tables: Mapping[str, str],
+    figures: Mapping[str, Any],
+) -> None:
+    """Writes results and figures into docs/, and refreshes the tables of a page there."""
+    (DOCS / f"{name}.json").write_text(json.dumps(results) + "\n")
+    for figure, drawn in figures.items():
+        save_figure(DOCS / figure, drawn)
+    path = DOCS / page
+    path.write_text(refresh(path.read_text(), tables))

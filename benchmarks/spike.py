@@ -10,8 +10,6 @@ to show the same.
 from __future__ import annotations
 
 import functools
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,8 +22,8 @@ import optax
 
 import amsgrad_jax
 from amsgrad_jax import diagnostics, remedies
-from amsgrad_jax.demo import problems, report
-from benchmarks import pages
+from amsgrad_jax.demo import problems
+from benchmarks import machine, pages
 
 _B2: Final = 0.99
 _LEARNING_RATE: Final = 1e-3
@@ -235,9 +233,7 @@ def main(quick: bool) -> None:
     print()
     if quick:  # has shown that it runs; what is in docs/ stays
         return
-    for name, figure in figures.items():
-        report.save_figure(pages.DOCS / name, figure)
-    results = {
+    results: dict[str, Any] = {
         "settings": {
             "b2": _B2,
             "learning_rate": _LEARNING_RATE,
@@ -247,11 +243,8 @@ def main(quick: bool) -> None:
             "steps": steps,
             "seeds": len(seeds),
         },
-        "versions": {"jax": jax.__version__, "optax": optax.__version__},
-        "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
         "runs": rows,
         "costs": costs,
     }
-    (pages.DOCS / "spike.json").write_text(json.dumps(results, indent=2) + "\n")
-    page = pages.DOCS / "diagnostics.md"
-    page.write_text(pages.refresh(page.read_text(), tables(results)))
+    results |= machine.describe("jax", "optax")
+    pages.publish("diagnostics.md", "spike", results, tables(results), figures)

@@ -1,15 +1,11 @@
 """Training with moments in 12, 5 and 4 bytes: losses, seed by seed, beside FULL.
 
 Three networks, two learning rates, two decay rates, several seeds, four storages; one long
-run; parameters in bfloat16; bytes and time of a step. Half an hour on one core. Writes
+run; parameters in bfloat16. Half an hour on one core. Writes
 docs/storage.json and its figures, and refreshes the tables of docs/memory.md.
 """
 
 import functools
-import importlib.metadata
-import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +16,7 @@ import optax
 
 import amsgrad_jax
 from amsgrad_jax import codecs
-from amsgrad_jax.demo.report import save_figure
-from benchmarks import speed, storage_report
-from benchmarks.pages import DOCS
+from benchmarks import machine, pages, storage_report
 from benchmarks.storage_problems import Problem, convolutional, mlp, transformer
 
 _NEAREST = codecs.BFLOAT16_NEAREST
@@ -246,19 +240,6 @@ def state_bytes(optimizer: optax.GradientTransformation, dtype: Any = jnp.float3
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim) / 1000
 
 
-def step(size: int, repetitions: int) -> dict[str, dict[str, float]]:
-    """Bytes of state a parameter, and milliseconds of a step of one donated array."""
-    optimizers = {"optax.amsgrad": optax.amsgrad(1e-3)} | {
-        name: amsgrad_jax.amsgrad(1e-3, storage=STORAGES[name])
-        for name in (storage_report.FULL, "COMPACT", "TINY")
-    }
-    measured = speed.measure(list(optimizers.values()), 1, (size,), 1, repetitions)
-    return {
-        name: {"bytes": state_bytes(optimizer), "milliseconds": round(1e3 * seconds, 2)}
-        for (name, optimizer), (*_, seconds) in zip(optimizers.items(), measured, strict=True)
-    }
-
-
 def _shown(caption: str, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
     losses, moved = train(*args, **kwargs)
     finals = ", ".join(f"{loss:.4g}" for loss in losses[..., -1].mean(axis=1))
@@ -275,14 +256,8 @@ def main(quick: bool) -> None:
         cells = study(mlp(), Plan(50, 2, (1e-3,)), (0.999,), (storage_report.FULL, "TINY"))
         print(f"\n{storage_report.study_table(cells)}\n")
         return
-    results: dict[str, Any] = {
-        name: importlib.metadata.version(name)
-        for name in ("amsgrad_jax", "jax", "optax", "numpy", "scikit-learn")
-    }
-    results |= {
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {jax.devices()[0].device_kind}",
-    }
+    results: dict[str, Any] = {}
+    results |= machine.describe("amsgrad_jax", "jax", "optax", "numpy", "scikit-learn")
     results["stall_bytes"], results["stall"] = stall(Plan(3000, 8, (1e-4, 1e-3)))
     results["long"] = long_run(Plan(50_000, 4, (1e-3,)))
     results["cells"] = [
@@ -290,17 +265,16 @@ def main(quick: bool) -> None:
         *study(convolutional(), Plan(2000, 8, (1e-3, 3e-3)), (0.99, 0.999)),
         *study(transformer(), Plan(1500, 8, (1e-3, 3e-3)), (0.99, 0.999)),
     ]
-    results["step"] = step(32_000_000, 15)
     for table in storage_report.tables(results).values():
         print(f"\n{table}")
-    (DOCS / "storage.json").write_text(json.dumps(results) + "\n")
     publish(results)
 
 
 def publish(results: storage_report.Results) -> None:
-    """Draws the figures and refreshes the tables of the page."""
-    save_figure(DOCS / "storage_curves.png", storage_report.curves(results))
-    save_figure(DOCS / "storage_differences.png", storage_report.differences(results))
-    save_figure(DOCS / "storage_failures.png", storage_report.failures(results))
-    page = DOCS / "memory.md"
-    page.write_text(storage_report.refresh(page.read_text(), results))
+    """Writes the results, draws the figures and refreshes the tables of the page."""
+    figures = {
+        "storage_curves.png": storage_report.curves(results),
+        "storage_differences.png": storage_report.differences(results),
+        "storage_failures.png": storage_report.failures(results),
+    }
+    pages.publish("memory.md", "storage", results, storage_report.tables(results), figures)

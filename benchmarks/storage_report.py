@@ -84,27 +84,6 @@ def _stall_table(sizes: Mapping[str, float], cells: Sequence[Mapping[str, Any]])
     )
 
 
-def _step_table(step: Mapping[str, Mapping[str, float]]) -> str:
-    unit = step["optax.amsgrad"]["milliseconds"]
-    return pages.table(
-        (
-            "optimizer",
-            "bytes of state a parameter",
-            "a step of 32 million, ms",
-            "optax.amsgrad = 1",
-        ),
-        [
-            (
-                name,
-                f"{row['bytes']:g}",
-                f"{row['milliseconds']:.0f}",
-                f"{row['milliseconds'] / unit:.1f}",
-            )
-            for name, row in step.items()
-        ],
-    )
-
-
 def tables(results: Results) -> dict[str, str]:
     """The tables of the page, in markdown, by the names of their marks in it."""
     made_with = ", ".join(f"{name} {results[name]}" for name in ("python", "jax", "optax"))
@@ -113,13 +92,7 @@ def tables(results: Results) -> dict[str, str]:
         + f"\n\nMade with {made_with}, on {results['machine']}.",
         "storage-long": _long_table(results["long"]),
         "storage-stall": _stall_table(results["stall_bytes"], results["stall"]),
-        "storage-step": _step_table(results["step"]),
     }
-
-
-def refresh(page: str, results: Results) -> str:
-    """The page with its tables replaced."""
-    return pages.refresh(page, tables(results))
 
 
 def curves(results: Results) -> Any:

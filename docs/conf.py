@@ -1,4 +1,8 @@
-"""Settings of the documentation site, which `make docs` builds without the network."""
+"""Settings of the documentation site, which `make docs` builds without the network.
+
+Sphinx with MyST-NB and the book theme, as jax, optax and flax have it: Markdown, notebooks and
+docstrings become pages that can refer to each other, and a reference that fails is an error.
+"""
 
 import amsgrad_jax
 

@@ -11,14 +11,14 @@ import pytest
 import scipy.stats
 
 import amsgrad_jax
-from benchmarks import storage, storage_problems, storage_report
+from benchmarks import pages, storage, storage_problems, storage_report
 
-PAGE = storage.DOCS / "memory.md"
+PAGE = pages.DOCS / "memory.md"
 
 
 @pytest.fixture(scope="module")
 def results():
-    return json.loads((storage.DOCS / "storage.json").read_text())
+    return json.loads((pages.DOCS / "storage.json").read_text())
 
 
 def test_paired_difference_is_that_of_scipy():
@@ -89,15 +89,15 @@ def test_committed_study_is_complete(results):
 
 def test_page_shows_what_the_study_found(results):
     page = PAGE.read_text()
-    assert storage_report.refresh(page, results) == page
+    assert pages.refresh(page, storage_report.tables(results)) == page
     for name in re.findall(r"\((storage_\w+\.png)\)", page):
-        assert (storage.DOCS / name).exists()
+        assert (pages.DOCS / name).exists()
 
 
 def test_a_page_without_a_mark_is_an_error(results):
     page = PAGE.read_text().replace("<!-- end of storage-long -->", "")
     with pytest.raises(ValueError, match="expected one block '<!-- storage-long -->'"):
-        storage_report.refresh(page, results)
+        pages.refresh(page, storage_report.tables(results))
 
 
 def test_text_and_digits_are_the_same_each_time():

@@ -1,0 +1,88 @@
+"""The comparison with other optimizers: that all do their work, and what is told of it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, machine, optimizers, pages, speed, speed_report
+from tests import reference
+
+SHAPES = ((3, 2), (), (5,))
+EVERY = optimizers.every()
+CONVENTION_OF = {
+    "optax.amsgrad": "optax",
+    "Keras on JAX": "keras",
+}  # else in the name, or PyTorch's
+
+
+@pytest.mark.parametrize("optimizer", EVERY, ids=lambda optimizer: optimizer.name)
+def test_every_run_trains_as_its_formula_does(optimizer):
+    run = optimizer.start(SHAPES)
+    want = [leaf.astype(np.float64) for leaf in optimizers.parameters(SHAPES)]
+    moments = [reference.zeros(shape, np.float64) for shape in SHAPES]
+    started = optimizer.name.startswith("torch")  # has taken a step to make its state
+    for t in range(1, 5):
+        if t > started:
+            run.step()
+        for i, gradient in enumerate(optimizers.gradients(SHAPES)):
+            named = optimizer.name.rpartition(", ")[2]
+            convention = named if named in optimizers.CONVENTIONS else "pytorch"
+            convention = CONVENTION_OF.get(optimizer.name, convention)
+            # Adam has no maximum: each step starts from none.
+            before = (
+                moments[i]._replace(x=0 * moments[i].x) if "adam" in optimizer.name else moments[i]
+            )
+            update, moments[i] = reference.step(convention, gradient, before, t, 0.9, 0.999, 1e-8)
+            want[i] -= optimizers.LEARNING_RATE * update
+    # Optax's 1 - b2**t has four digits in the first steps; codes move a step by a few per cent.
+    coded = optimizer.name.split(", ")[1:2] in (["compact"], ["tiny"])
+    for start, got, end in zip(optimizers.parameters(SHAPES), run.params(), want, strict=True):
+        np.testing.assert_allclose(got - start, end - start, rtol=0.1 if coded else 1e-4, atol=2e-8)
+    size = sum(leaf.size for leaf in want)
+    moments_bytes = (optimizer.moves - 12) / 2 * size
+    assert moments_bytes <= run.state_bytes <= moments_bytes + 4 * 2 * len(SHAPES)  # and scalars
+
+
+def test_groups_fit_into_memory_and_leave_none_out(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 100 * 1000)
+    groups = list(speed.fitting(EVERY, 600))  # 60,000 bytes: five runs at once
+    first = [optimizers.OPTAX, *optimizers.copies()]
+    assert all(group[: len(first)] == first for group in groups)
+    assert all(len(group) <= 5 for group in groups)
+    rest = [one for group in groups for one in group[len(first) :]]
+    assert rest == [one for one in EVERY if one is not optimizers.OPTAX]
+
+
+def test_trees_are_of_the_sizes_that_they_are_called():
+    array, gpt, *small = speed.trees(quick=False)
+    assert array.size >= 32e6
+    assert len(gpt.shapes) == 100
+    np.testing.assert_allclose(gpt.size, 40e6, rtol=0.01)
+    assert [len(tree.shapes) for tree in small] == [200, 1000, 2000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
+def test_extra_memory_is_that_of_the_call():
+    extra = machine.extra_memory(lambda: np.ones(100_000_000, np.uint8).sum())
+    # Of the pages that it uses; and with what other threads of the process allocate.
+    assert 99e6 <= extra < 200e6
+
+
+def test_the_best_peer_does_the_same_work():
+    step = {"ours, full": 1, "optax.adam": 2, "x ← -x, JAX": 3, "optax.amsgrad": 5, "torch Adam": 4}
+    assert speed_report.best_peer({name: [0, ms, 9] for name, ms in step.items()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("accuracy", accuracy.tables),
+        *((path.stem, speed_report.tables) for path in sorted(pages.DOCS.glob("speed_*.json"))),
+    ],
+)
+def test_the_page_shows_what_was_measured(name, tables):
+    results = json.loads((pages.DOCS / f"{name}.json").read_text())
+    page = (pages.DOCS / "benchmarks.md").read_text()
+    assert pages.refresh(page, tables(results)) == page
