@@ -63,7 +63,7 @@ def _step(trees: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             return ""
         low, median, high = tree["step"][name]
         spread = 100 * (high - low) / (2 * median)
-        return f"{median:.3g} ±{spread:.0f} % ({median / best_peer(tree['step']):.2f})"
+        return f"{median:.3g} ±{spread:.0f}% ({median / best_peer(tree['step']):.2f})"
 
     return pages.table(
         ("optimizer", *map(_title, trees)),
