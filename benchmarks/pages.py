@@ -36,8 +36,9 @@ def publish(
     figures: Mapping[str, Any],
 ) -> None:
     """Writes results and figures into docs/, and refreshes the tables of a page there."""
+    path = DOCS / page
+    refreshed = refresh(path.read_text(), tables)  # raises before anything is written
     (DOCS / f"{name}.json").write_text(json.dumps(results) + "\n")
     for figure, drawn in figures.items():
         save_figure(DOCS / figure, drawn)
-    path = DOCS / page
-    path.write_text(refresh(path.read_text(), tables))
+    path.write_text(refreshed)

@@ -53,7 +53,8 @@ def trees(quick: bool) -> list[Tree]:
             Tree("GPT-like", gpt(16, 100, layers=1), 1, 3),
             Tree("20 leaves", 20 * ((32, 32),), 1, 3),
         ]
-    large = 1_000_000_000 if machine.memory() > 100e9 else 32_000_000
+    has_room = jax.default_backend() == "gpu" and machine.memory() > 100e9
+    large = 1_000_000_000 if has_room else 32_000_000
     return [
         Tree("one array", ((large,),), 5, 30),
         Tree("GPT-like", gpt(512, 28_000, layers=8), 3, 30),

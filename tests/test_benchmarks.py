@@ -66,8 +66,8 @@ def test_trees_are_of_the_sizes_that_they_are_called():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
 def test_extra_memory_is_that_of_the_call():
     extra = machine.extra_memory(lambda: np.ones(100_000_000, np.uint8).sum())
-    # Of the pages that it uses; and with what other threads of the process allocate.
-    assert 99e6 <= extra < 200e6
+    # Linux counts pages in batches, and those that other threads allocate meanwhile.
+    assert 95e6 <= extra < 200e6
 
 
 def test_the_best_peer_does_the_same_work():
@@ -86,3 +86,9 @@ def test_the_page_shows_what_was_measured(name, tables):
     results = json.loads((pages.DOCS / f"{name}.json").read_text())
     page = (pages.DOCS / "benchmarks.md").read_text()
     assert pages.refresh(page, tables(results)) == page
+
+
+def test_the_page_has_a_place_for_what_a_gpu_shows():
+    results = json.loads((pages.DOCS / "speed_cpu.json").read_text()) | {"backend": "gpu"}
+    page = pages.refresh((pages.DOCS / "benchmarks.md").read_text(), speed_report.tables(results))
+    assert "speed_gpu_step.png" in page
