@@ -99,6 +99,9 @@ def steps(tree: Tree) -> dict[str, Any]:
         coded = ("ours, compact,", "ours, tiny,")  # and another convention
         candidates = [c for c in candidates if not c.name.startswith(coded)]
     for group in fitting(candidates, tree.size):
+        # Who is started first in a process is 4 to 14 % faster on 1,000 leaves, in whatever order
+        # they then run. It is nobody by design.
+        random.Random(tree.size).shuffle(group)
         runs: dict[str, Run] = {}
         for candidate in group:
             runs[candidate.name] = candidate.start(tree.shapes)

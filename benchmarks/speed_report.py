@@ -39,7 +39,7 @@ def tables(results: Results) -> dict[str, str]:
         + _figure(results, "step", "Time of a step"),
         "bandwidth": _bandwidth(results),
         "compile": _compile(results["trees"]),
-        "memory": _memory(results["trees"][0]),
+        "memory": _memory(results["trees"][0]["memory"], list(results["moves"])),
         "scaling": _scaling(results["scaling"])
         + _figure(results, "scaling", "Time of a parameter, by the number of parameters"),
     }
@@ -105,7 +105,7 @@ def _compile(trees: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _memory(tree: Mapping[str, Any]) -> str:
+def _memory(memory: Mapping[str, Any], names: Sequence[str]) -> str:
     def row(name: str, state: float, extra: float | None) -> tuple[str, ...]:
         if extra is None:
             return name, f"{state:g}", "", ""
@@ -113,7 +113,7 @@ def _memory(tree: Mapping[str, Any]) -> str:
 
     return pages.table(
         ("optimizer", "state", "more in a step", "peak, with parameter and gradient"),
-        [row(name, *cells) for name, cells in tree["memory"].items() if cells[0]],
+        [row(name, *memory[name]) for name in names if memory[name][0]],
     )
 
 
