@@ -6,8 +6,7 @@ in the first moment and the relative error of an update means something.
 """
 
 import importlib
-import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import optax
 
 import amsgrad_jax
 from benchmarks import machine, pages
-from benchmarks.optimizers import CONVENTIONS
+from benchmarks.optimizers import CONVENTIONS, has
 from tests import reference
 
 RATES = (0.9, 0.99, 0.999, 0.9999)
@@ -37,7 +36,7 @@ def through_optax(optimizer: optax.GradientTransformation, state: type) -> Step:
 
 
 def _through_torch(b2: float) -> Step | None:
-    if importlib.util.find_spec("torch") is None:
+    if not has("torch"):
         return None
     torch = importlib.import_module("torch")
 
@@ -57,8 +56,8 @@ def _through_torch(b2: float) -> Step | None:
     return step
 
 
-def largest_error(step: Step, convention: str, b2: float, steps: int) -> float:
-    """The largest relative error of an update in that many steps from the start.
+def largest_error(step: Step, convention: str, b2: float, numbers: Iterable[int]) -> float:
+    """The largest relative error of an update in the steps of those numbers, from 1.
 
     The moments go on as the reference has them, rounded to float32: every implementation
     takes each step from the same state.
@@ -66,7 +65,7 @@ def largest_error(step: Step, convention: str, b2: float, steps: int) -> float:
     rng = np.random.default_rng(0)
     state = reference.Moments(*np.zeros((3, 256), np.float32))
     worst = 0.0
-    for t in range(1, steps + 1):
+    for t in numbers:
         g = (10.0 ** rng.uniform(-4, 4, 256)).astype(np.float32)
         wide = reference.Moments(*(moment.astype(np.float64) for moment in state))
         want, after = reference.step(convention, g.astype(np.float64), wide, t, 0.9, b2, 1e-8)
@@ -98,10 +97,11 @@ def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
 
 def main(quick: bool) -> None:
     steps = 100 if quick else 10_000
+    numbers = range(1, steps + 1)
     print(f"Largest relative error of a float32 step beside float64, in {steps:,} steps, by b2")
     errors = {
         name: [
-            None if step is None else float(f"{largest_error(step, convention, b2, steps):.3g}")
+            None if step is None else float(f"{largest_error(step, convention, b2, numbers):.3g}")
             for step, b2 in ((make(b2), b2) for b2 in RATES)
         ]
         for name, (convention, make) in rows().items()

@@ -83,7 +83,7 @@ class _InXla:
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
 
     def _lower(self, shapes: Shapes) -> Any:
-        params = jax.eval_shape(lambda: [jnp.zeros(shape) for shape in shapes])
+        params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         state = jax.eval_shape(self.init, params)
         return jax.jit(self.step, donate_argnums=(0, 1)).lower(params, state, params)
 
@@ -221,7 +221,8 @@ def copies() -> list[Optimizer]:
     return found + [Optimizer("x ← -x, torch", 8, _negated_by_torch)] * _torch_is_usable()
 
 
-def _has(module: str) -> bool:
+def has(module: str) -> bool:
+    """Whether it is installed."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -230,7 +231,7 @@ def every() -> list[Optimizer]:
     """All that can be compared here: those of libraries that are not installed are left out."""
     found = [ours(convention, storage) for storage in STORAGES for convention in CONVENTIONS]
     found += [OPTAX, ADAM]
-    if _has("keras"):
+    if has("keras"):
         found.append(keras())
     if _torch_is_usable():
         found += [torch("default"), torch("foreach", foreach=True), torch("fused", fused=True)]
@@ -239,6 +240,6 @@ def every() -> list[Optimizer]:
 
 def _torch_is_usable() -> bool:
     """Whether PyTorch is installed, with a build for the kind of device that JAX uses."""
-    if not _has("torch"):
+    if not has("torch"):
         return False
     return jax.default_backend() == "cpu" or importlib.import_module("torch").cuda.is_available()

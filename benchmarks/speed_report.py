@@ -82,15 +82,16 @@ def _bandwidth(results: Results) -> str:
         return f"{speed(tree, name):.3g}", f"{100 * speed(tree, name) / copy:.0f} %"
 
     return pages.table(
-        ("optimizer", "bytes a parameter", *(f"{t['name']}, {u}" for t in large for u in _UNITS)),
+        (
+            "optimizer",
+            "bytes a parameter",
+            *(f"{tree['name']}, {unit}" for tree in large for unit in ("GB/s", "of the copy")),
+        ),
         [
             (name, str(results["moves"][name]), *(c for tree in large for c in cells(tree, name)))
             for name in results["moves"]
         ],
     )
-
-
-_UNITS = ("GB/s", "of the copy")
 
 
 def _compile(trees: Sequence[Mapping[str, Any]]) -> str:
