@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import amsgrad_jax
 from amsgrad_jax import _plan, demo
+from amsgrad_jax._state import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,10 +106,10 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument(
         "--storage",
         nargs="+",
-        choices=(known := ("full", "compact", "tiny")),
+        choices=(known := get_args(Storage)),
         default=known,
         metavar="NAME",
-        help="how moments are held: %(choices)s (default: all)",
+        help="how the state is stored: %(choices)s (default: all)",
     )
     parser.add_argument(
         "--dtype",

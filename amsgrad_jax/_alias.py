@@ -10,7 +10,7 @@ import optax
 
 from amsgrad_jax import _checks
 from amsgrad_jax._conventions import Convention
-from amsgrad_jax._storage import Storage
+from amsgrad_jax._state import Storage
 from amsgrad_jax._transform import Hyperparameter, scale_by_amsgrad
 
 
@@ -22,7 +22,7 @@ def amsgrad(
     eps_root: Hyperparameter = 0.0,
     *,
     convention: str | Convention = "pytorch",
-    storage: str | Storage = "full",
+    storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AMSGrad: Adam with a second moment that never forgets its maximum.
@@ -44,8 +44,8 @@ def amsgrad(
       eps_root: Added under the root.
       convention: Whose AMSGrad: ``"pytorch"``, ``"keras"``, ``"optax"``, ``"paper"``,
         or a :class:`Convention`.
-      storage: How moments are held between steps: ``"full"``, ``"compact"``, ``"tiny"``, or a
-        :class:`Storage`.
+      storage: What is kept of a parameter between steps: ``"full"``, 12 bytes, or
+        ``"packed"``, 4 bytes.
       nesterov: Whether to use Nesterov momentum.
 
     Returns:
@@ -95,7 +95,7 @@ def amsgradw(
     weight_decay: jax.typing.ArrayLike = 1e-2,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     convention: str | Convention = "pytorch",
-    storage: str | Storage = "full",
+    storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AMSGrad with decoupled weight decay: PyTorch's ``AdamW(amsgrad=True)``.
@@ -118,8 +118,8 @@ def amsgradw(
       mask: Which parameters decay: a tree of bools with the structure of the parameters
         or a prefix of it, or a function from parameters to one. None is all of them.
       convention: Whose AMSGrad; see :func:`scale_by_amsgrad`.
-      storage: How moments are held between steps: ``"full"``, ``"compact"``, ``"tiny"``, or a
-        :class:`Storage`.
+      storage: What is kept of a parameter between steps: ``"full"``, 12 bytes, or
+        ``"packed"``, 4 bytes.
       nesterov: Whether to use Nesterov momentum.
 
     Returns:

@@ -1,15 +1,19 @@
-"""`stochastic_apply_updates`: training in bfloat16 without a float32 copy of the parameters."""
+"""Training in bfloat16 without a float32 copy of the parameters: the sum is rounded stochastically.
+
+`stochastic_apply_updates` takes the place of ``optax.apply_updates``; `stochastic_rounding` is a
+link of a chain for libraries that apply updates themselves.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from amsgrad_jax import _checks, _rounding
-from amsgrad_jax.codecs import BFLOAT16
 
 # So that a parameter and its moments do not share their bits.
 _SALT = 0x5BD1E995
@@ -18,7 +22,7 @@ _SALT = 0x5BD1E995
 def stochastic_apply_updates(
     params: optax.Params, updates: optax.Updates, count: jax.typing.ArrayLike
 ) -> Any:
-    r"""Adds updates to parameters; in bfloat16 the sum is rounded up or down by chance.
+    r"""Adds updates to parameters; in bfloat16 the sum is rounded stochastically.
 
     A number in bfloat16 has 8 binary digits. An update below half a unit of the last one,
     :math:`2^{-9}` of the parameter, is lost by rounding to nearest, in every step anew. Here
@@ -28,15 +32,15 @@ def stochastic_apply_updates(
         p_{t+1} = R(p_t + u_t), \qquad \mathbb{E}\, R(x) = x,
 
     where :math:`R(x)` is one of the two neighbours of :math:`x` in bfloat16, so that small
-    updates count in the mean. The chance is a hash of the leaf's path, the element's index
-    and ``count``: a run repeats itself, and does not depend on shardings under ``jit``.
+    updates count in the mean. The random bits are a hash of the leaf's path, the element's
+    index and ``count``: a run repeats itself, and does not depend on shardings under ``jit``.
 
     Args:
       params: Parameters of any dtypes. The sum is made in float32 for bfloat16 leaves; all
         others are added as by ``optax.apply_updates``. None stays None.
       updates: A tree like ``params``; leaves in float32 or bfloat16.
-      count: The number of the step, an integer scalar that differs from call to call, such
-        as ``optax.tree.get(state, "count")``.
+      count: The number of the step, an integer scalar that differs from call to call.
+        :func:`stochastic_rounding` counts by itself.
 
     Returns:
       The new parameters, in the dtypes of ``params``.
@@ -48,14 +52,14 @@ def stochastic_apply_updates(
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from amsgrad_jax import stochastic_apply_updates
-      >>> nearest = by_chance = jnp.ones(10_000, jnp.bfloat16)
+      >>> nearest = stochastic = jnp.ones(10_000, jnp.bfloat16)
       >>> updates = jnp.full(10_000, 1e-4, jnp.bfloat16)
       >>> for count in range(100):
       ...     nearest = optax.apply_updates(nearest, updates)
-      ...     by_chance = stochastic_apply_updates(by_chance, updates, count)
+      ...     stochastic = stochastic_apply_updates(stochastic, updates, count)
       >>> print(nearest.astype(float).mean())
       1.0
-      >>> print(by_chance.astype(float).mean().round(3))
+      >>> print(stochastic.astype(float).mean().round(3))
       1.01
 
     References:
@@ -64,15 +68,112 @@ def stochastic_apply_updates(
     """
     count = _checks.integer_scalar("count", count)
 
+    def apply(path: Any, param: Any, update: Any) -> Any:
+        return _rounded_sum(path, param, update, count)
+
+    return _map(apply, optax.apply_updates, params, updates)
+
+
+class StochasticRoundingState(NamedTuple):
+    """State of :func:`stochastic_rounding`.
+
+    Args:
+      count: Number of updates so far, an int32 scalar.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+
+
+def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
+    r"""The last link of a chain that trains bfloat16 parameters, whoever applies its updates.
+
+    Replaces an update :math:`u_t` of a parameter :math:`p_t` in bfloat16 by
+
+    .. math::
+
+        u'_t = R(p_t + u_t) - p_t
+
+    in float32, with :math:`R` of :func:`stochastic_apply_updates`. ``optax.apply_updates``
+    computes :math:`p_t + u'_t` in float32 and rounds it to the nearest bfloat16, which is
+    :math:`R(p_t + u_t)`, exactly. So do Flax's ``TrainState`` and ``nnx.Optimizer``, and
+    whatever else calls ``optax.apply_updates``. The updates of other parameters pass through.
+
+    Put it last, outside of wrappers such as ``optax.apply_if_finite``, which do not allow
+    updates to change their dtype.
+
+    Returns:
+      A transformation whose ``update`` needs the parameters, with a
+      :class:`StochasticRoundingState`.
+
+    Raises:
+      TypeError: When it is differentiated.
+      ValueError: If ``update`` is called without parameters.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> optimizer = optax.chain(
+      ...     amsgrad_jax.amsgrad(1e-4, storage="packed"), amsgrad_jax.stochastic_rounding()
+      ... )
+      >>> params = jnp.ones(10_000, jnp.bfloat16)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = optimizer.update(-params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params.dtype, params.astype(float).mean().round(3))
+      bfloat16 1.01
+
+    References:
+      As of :func:`stochastic_apply_updates`.
+    """
+
+    def init(params: optax.Params) -> StochasticRoundingState:
+        del params
+        return StochasticRoundingState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,  # what init returned
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, StochasticRoundingState]:
+        del extra_args
+        if params is None:
+            raise ValueError("stochastic_rounding needs the parameters: update(..., params)")
+
+        def difference(path: Any, param: Any, update: Any) -> Any:
+            rounded = _rounded_sum(path, param, update, state.count)
+            return rounded.astype(jnp.float32) - param.astype(jnp.float32)
+
+        updates = _map(difference, lambda param, update: update, params, updates)
+        return updates, StochasticRoundingState(jnp.asarray(optax.safe_increment(state.count)))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _map(
+    function: Callable[[Any, Any, Any], Any],
+    otherwise: Callable[[Any, Any], Any],
+    params: Any,
+    updates: Any,
+) -> Any:
+    """``function`` of path, parameter and update in bfloat16; ``otherwise`` of the others."""
+
     def of_leaf(path: Any, param: Any, update: Any) -> Any:
-        if param is None:
-            return None
+        if param is None or update is None:
+            return otherwise(param, update)
         if jnp.result_type(param) != jnp.bfloat16:
-            return optax.apply_updates(param, update)
-        total = _rounding.not_differentiable(param.astype(jnp.float32) + update.astype(jnp.float32))
-        hashed = _rounding.hashed_index(total, _rounding.salt(path) ^ _SALT, count)
-        return BFLOAT16.encode(total, _rounding.at_step(hashed, count, _rounding.GOLDEN))
+            return otherwise(param, update)
+        return function(path, param, update)
 
     return jax.tree_util.tree_map_with_path(
         of_leaf, params, updates, is_leaf=lambda leaf: leaf is None
     )
+
+
+def _rounded_sum(path: Any, param: Any, update: Any, count: jax.Array) -> jax.Array:
+    total = _rounding.not_differentiable(param.astype(jnp.float32) + update.astype(jnp.float32))
+    step = _rounding.in_step(count)
+    bits = _rounding.random_bits(total, _rounding.salt(path) ^ _SALT, step)
+    return _rounding.to_bfloat16(total, bits)

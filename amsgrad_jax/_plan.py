@@ -9,10 +9,10 @@ The width d is the power of two next to 128 times the number of layers; as many 
 to the number that was asked for.
 
 On each of n devices, with N parameters of s bytes, stand s N bytes of parameters, s N of
-gradients, and the moments: each array's bytes divided by n where n divides one of its dimensions
-(ZeRO, stage 1), whole where it does not. Without ZeRO they are whole. A parameter has 12 bytes in
-the moments of full storage, 5 in compact and 4 in tiny; 3 s in those of optax.amsgrad, which holds
-them in the dtype of the parameters. Activations are not counted.
+gradients, and the state: each array's bytes divided by n where n divides one of its dimensions
+(ZeRO, stage 1), whole where it does not. Without ZeRO they are whole. The state has 12 bytes per
+parameter in full storage and 4 in packed; 3 s in optax.amsgrad, which has the moments in the dtype
+of the parameters. Activations are not counted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import optax
 
 from amsgrad_jax import sharding
 from amsgrad_jax._alias import amsgrad
+from amsgrad_jax._state import Storage
 
 SMALLEST: Final = 10**8
 _TOKENS: Final = 2**15
@@ -49,7 +50,7 @@ def gpt_like(number: float, dtype: jax.typing.DTypeLike) -> dict[str, Any]:
 
 
 def table(
-    number: float, devices: Sequence[int], storages: Iterable[str], dtype: str
+    number: float, devices: Sequence[int], storages: Iterable[Storage], dtype: str
 ) -> Iterator[str]:
     """The lines of the table: a row for each optimizer and number of devices."""
     params = gpt_like(number, dtype)
@@ -58,16 +59,15 @@ def table(
     yield (
         f"{size / _GB:.2f}e9 parameters in {dtype}: {len(params['layers'])} layers, width {width}."
     )
-    yield "GB (1e9 bytes) on each device, without activations; moments with ZeRO, stage 1."
+    yield "GB (1e9 bytes) on each device, without activations; state with ZeRO, stage 1."
     yield ""
-    columns = ("params", "gradients", "mu", "nu", "nu_max", "state", "without ZeRO")
+    columns = ("params", "gradients", "state", "without ZeRO")
     yield f"{'optimizer':18}{'devices':>8}" + "".join(f"{name:>13}" for name in columns)
     optimizers = {name: amsgrad(1e-3, storage=name) for name in storages}
     for name, optimizer in (optimizers | {"optax.amsgrad": optax.amsgrad(1e-3)}).items():
         state = jax.eval_shape(optimizer.init, params)
         for count in devices:
             report = sharding.memory_report(state, params, count)
-            moments = [report.zero1[moment] for moment in ("mu", "nu", "nu_max")]
             totals = (sum(report.zero1.values()), sum(report.state.values()))
-            numbers = (report.params, report.gradients, *moments, *totals)
+            numbers = (report.params, report.gradients, *totals)
             yield f"{name:18}{count:8}" + "".join(f"{n / _GB:13.3f}" for n in numbers)

@@ -1,33 +1,28 @@
-"""Rounding float32 to fewer bits, up or down by chance, without a random key.
+"""Rounding float32 to fewer bits: to nearest, or stochastically without a random key.
 
-The chance comes from a hash of where an element stands (its index, its leaf) and from the
-number of the step. So nothing is kept between steps, a run repeats itself bit by bit, and
-an element has the same bits however its array is split over devices.
+The random bits are a hash of where an element stands (its index, its leaf) and of the number
+of the step. So nothing is kept between steps, a run repeats itself bit by bit, and an element
+has the same bits however its array is split over devices.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-MAGNITUDE: Final = np.uint32(0x7FFFFFFF)  # all bits of a float32 but its sign
-INF: Final = np.uint32(0x7F800000)
-_LARGEST: Final = np.uint32(0x7F7FFFFF)  # the largest finite float32
-_NAN: Final = np.uint32(0x7FC00000)
 
 # In place of random bits: an addition of half a unit, which rounds to nearest.
 NEAREST: Final = np.uint32(1 << 31)
 
 # From step to step the bits of one element advance by an irrational part of their range, so
 # that they fall evenly into it: the error of an average then grows with the logarithm of the
-# number of steps, with independent bits it would grow with the root. Two sequences, the
-# golden ratio's and that of the root of 2, for the two averages of one element.
-GOLDEN: Final = np.uint32(0x9E3779B9)
-SILVER: Final = np.uint32(0x6A09E667)
+# number of steps, with independent bits it would grow with the root. The upper 13 bits of the
+# number are those of the root of 2, the lower 19 those of the golden ratio: two sequences, for
+# the two averages of one element.
+_IRRATIONAL: Final = np.uint32(0xD41 << 19 | 0x4F1BD)
 
 
 def salt(path: Any) -> np.uint32:
@@ -35,46 +30,65 @@ def salt(path: Any) -> np.uint32:
     return np.uint32(zlib.crc32(jax.tree_util.keystr(path).encode()))
 
 
-def hashed_index(like: jax.Array, salt: jax.Array | np.uint32, count: jax.Array) -> jax.Array:
-    """32 random bits for each element of an array, the same in every step."""
+class Step(NamedTuple):
+    """What the random bits of all leaves share in a step: uint32 scalars."""
+
+    advance: jax.Array
+    zero: jax.Array
+
+
+def in_step(count: jax.Array) -> Step:
+    """The part of the random bits that comes from the number of the step."""
+    # And a zero that XLA cannot know, for `random_bits`.
+    return Step(count.astype(jnp.uint32) * _IRRATIONAL, (count < 0).astype(jnp.uint32))
+
+
+def random_bits(like: jax.Array, salt: jax.Array | np.uint32, step: Step) -> jax.Array:
+    """32 random bits for each element of an array; their upper and lower halves are independent."""
     # XLA compiles equal kernels once. A salt written into them makes those of every leaf
-    # differ: 200 leaves in "tiny" then take 15 s to compile in place of 4 (jax 0.10, CPU). So
-    # it is read from a table, at a place that is always 0, which XLA cannot know.
-    table = jnp.array([salt, ~salt])
-    salt = jax.lax.dynamic_index_in_dim(table, jnp.int32(count < 0), keepdims=False)
-    # Added to zeros like the array, and not made by a bare iota, so that on a mesh with
-    # explicit axes the index has the sharding of the array.
-    index = jnp.zeros_like(like, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(index.ndim)):
-        size = index.shape[axis]
+    # differ: 200 leaves then took 15 s to compile in place of 4 (jax 0.10, CPU). So it is read
+    # from a table, at a place that is always 0.
+    salt = jax.lax.dynamic_slice(jnp.array([salt, ~salt]), (step.zero,), (1,)).reshape(())
+    # A short multiplicative hash of the index, which a packed step pays for on a CPU. Added to
+    # zeros like the array, and not made by a bare iota, so that on a mesh with explicit axes
+    # the index has the sharding of the array.
+    mixed = jnp.zeros_like(like, jnp.uint32) + salt
+    stride = 0x21F0AAAD
+    for axis in reversed(range(mixed.ndim)):
+        size = mixed.shape[axis]
         positions = jnp.arange(size, dtype=jnp.uint32) * np.uint32(stride % 2**32)
-        index += positions.reshape((size,) + (1,) * (index.ndim - axis - 1))
+        mixed += positions.reshape((size,) + (1,) * (mixed.ndim - axis - 1))
         stride *= size
-    # The finaliser of a 32-bit hash: "lowbias32" of the hash-prospector project.
-    bits = index ^ salt
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)
-
-
-def at_step(hashed: jax.Array, count: jax.Array, irrational: np.uint32) -> jax.Array:
-    """The bits of every element in one step."""
-    return hashed + count.astype(jnp.uint32) * irrational
+    mixed ^= mixed >> np.uint32(13)
+    return mixed * np.uint32(0xD35A2D97) + step.advance
 
 
 def drop_bits(values: jax.Array, dropped: int, bits: jax.Array | np.uint32) -> jax.Array:
-    """The float32 ``values`` as integers without their last ``dropped`` bits.
+    """Float32 values that are not negative, as integers without their last ``dropped`` bits.
 
-    The magnitude is rounded up if the dropped part is larger than the upper bits of
-    ``bits`` have it; with uniform bits its expectation is the value itself. A finite value
-    never becomes infinite; infinities and NaN stay what they are.
+    A value is rounded up if the dropped part is larger than the upper bits of ``bits`` have
+    it; with uniform bits its expectation is the value itself. The last step below infinity
+    can become infinite.
     """
-    raw = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    magnitude = raw & MAGNITUDE
-    rounded = jnp.minimum(magnitude + (bits >> np.uint32(32 - dropped)), _LARGEST)
-    rounded = jnp.where(magnitude < INF, rounded, jnp.where(magnitude > INF, _NAN, INF))
-    return (raw & ~MAGNITUDE | rounded) >> np.uint32(dropped)
+    return (_as_bits(values) + (bits >> np.uint32(32 - dropped))) >> np.uint32(dropped)
+
+
+def restore_bits(codes: jax.Array, dropped: int) -> jax.Array:
+    """The float32 values of what :func:`drop_bits` returned."""
+    return jax.lax.bitcast_convert_type(codes << np.uint32(dropped), jnp.float32)
+
+
+def to_bfloat16(values: jax.Array, bits: jax.Array | np.uint32) -> jax.Array:
+    """Float32 ``values`` in bfloat16; finite ones stay finite, others stay what they are."""
+    largest = jnp.float32(jnp.finfo(jnp.bfloat16).max)
+    codes = drop_bits(jnp.minimum(jnp.abs(values), largest), 16, bits)
+    rounded = restore_bits(codes, 16)
+    rounded = jnp.where(jnp.isfinite(values), jnp.copysign(rounded, values), values)
+    return rounded.astype(jnp.bfloat16)
+
+
+def _as_bits(values: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(values, jnp.uint32)
 
 
 @jax.custom_jvp
@@ -88,6 +102,6 @@ def not_differentiable(values: Any) -> Any:
 @not_differentiable.defjvp
 def _raise(primals: Any, tangents: Any) -> Any:
     raise TypeError(
-        "rounding to codes cannot be differentiated through: use storage='full' and "
+        "stochastic rounding cannot be differentiated through: use storage='full' and "
         "optax.apply_updates for meta-gradients, or jax.lax.stop_gradient on the gradients"
     )

@@ -1,8 +1,9 @@
 """AMSGrad for one array. The recursion is written here and nowhere else.
 
-All that the conventions and the step number change is scalars. They are computed
-once per step (`coefficients`); what remains for each array is one formula without
-branches on the convention (`update_array`).
+All that the conventions and the step number change is scalars. They are computed once per
+step (`coefficients`). What remains for each array is one formula without branches on the
+convention: `advance` takes the moments one step further, `direction` makes the update of them.
+Packed moments advance by `averages`; their maximum is one of words, in `_packed.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from amsgrad_jax._conventions import Convention
-from amsgrad_jax._storage import Moments
 
 Number: TypeAlias = float | jax.Array
+
+
+class Moments(NamedTuple):
+    """The three moments of one array, as numbers."""
+
+    mu: jax.Array
+    nu: jax.Array
+    nu_max: jax.Array
 
 
 class Coefficients(NamedTuple):
@@ -92,17 +100,29 @@ def coefficients(
     )
 
 
-def update_array(
-    gradient: jax.Array, moments: Moments, c: Coefficients, nesterov: bool
-) -> tuple[jax.Array, Moments]:
-    """One step of one array: its update direction and its new moments."""
+def averages(
+    gradient: jax.Array, mu: jax.Array, nu: jax.Array, c: Coefficients
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The two averages after one more gradient, and what the maximum is taken with."""
     square = jnp.square(gradient)
     if jnp.iscomplexobj(gradient):
         square = jnp.square(gradient.real) + jnp.square(gradient.imag)
-    mu = c.b1 * moments.mu + c.one_minus_b1 * gradient
-    nu = c.b2 * moments.nu + c.one_minus_b2 * square
-    nu_max = jnp.maximum(moments.nu_max, c.max_scale * nu)
+    mu = c.b1 * mu + c.one_minus_b1 * gradient
+    nu = c.b2 * nu + c.one_minus_b2 * square
+    return mu, nu, c.max_scale * nu
 
+
+def advance(gradient: jax.Array, moments: Moments, c: Coefficients) -> Moments:
+    """The moments of one array after one more gradient."""
+    mu, nu, fresh = averages(gradient, moments.mu, moments.nu, c)
+    return Moments(mu, nu, jnp.maximum(moments.nu_max, fresh))
+
+
+def direction(
+    gradient: jax.Array, moments: Moments, c: Coefficients, *, nesterov: bool
+) -> jax.Array:
+    """The update of one array, from its moments after the gradient."""
+    mu, _, nu_max = moments
     momentum = c.ahead * mu + c.one_minus_b1 * gradient if nesterov else mu
     # A coordinate without history has the update 0 (0/0 if eps is 0) and the derivative
     # 0 (sqrt has an infinite slope at 0). `== 0` lets a NaN pass, so that it is seen.
@@ -110,4 +130,4 @@ def update_array(
     unseen = radicand == 0
     root = jnp.sqrt(jax.lax.select(unseen, jnp.ones_like(radicand), radicand))
     update = momentum / (c.root_scale * root + c.eps)
-    return jax.lax.select(unseen, jnp.zeros_like(update), update), Moments(mu, nu, nu_max)
+    return jax.lax.select(unseen, jnp.zeros_like(update), update)

@@ -1,58 +1,54 @@
-"""The rule over a pytree of parameters: `scale_by_amsgrad` and its state."""
+"""The rule over a pytree of parameters: `scale_by_amsgrad`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _conventions, _rounding, _rule, _storage
+from amsgrad_jax import _checks, _conventions, _packed, _rounding, _rule, _state
+from amsgrad_jax._state import AmsgradState, Storage
 
 Hyperparameter: TypeAlias = jax.typing.ArrayLike | optax.Schedule
 
 
-class ScaleByAmsgradState(NamedTuple):
-    """State of :func:`scale_by_amsgrad`; its fields have the names of optax's.
-
-    Args:
-      count: Number of steps taken, an int32 scalar.
-      mu: Average of the gradients, a tree like the parameters.
-      nu: Average of the squared gradients, a real tree like the parameters.
-      nu_max: Running maximum of ``nu`` (in the ``"optax"`` convention, of the
-        bias-corrected ``nu``), a tree like ``nu``.
-
-    All three as their :class:`Storage` has it: numbers, or codes of equal shape, which
-    :func:`convert_storage` turns into numbers.
-    """
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
-    mu: optax.Updates
-    nu: optax.Updates
-    nu_max: optax.Updates
+# Each leaf's work is a jit of its own, so that leaves of equal shape and dtype are traced and
+# lowered once: 0.8 s for a step over 1,000 of them, where optax.amsgrad takes 1.9 s (`make
+# bench`). XLA inlines the call again.
+@functools.partial(jax.jit, static_argnames="nesterov")
+def _update_full(
+    gradient: jax.Array, moments: _rule.Moments, c: _rule.Coefficients, *, nesterov: bool
+) -> tuple[jax.Array, _rule.Moments]:
+    wide = gradient.astype(moments.mu.dtype)
+    moments = _rule.advance(wide, moments, c)
+    return _rule.direction(wide, moments, c, nesterov=nesterov).astype(gradient.dtype), moments
 
 
-@functools.partial(jax.jit, static_argnames=("nesterov", "held"))
-def _update_leaf(
+@functools.partial(jax.jit, static_argnames="nesterov")
+def _update_packed(
     gradient: jax.Array,
-    stored: _storage.Moments,
-    coefficients: _rule.Coefficients,
-    seed: _storage.Seed | None,
+    word: jax.Array,
+    c: _rule.Coefficients,
+    salt: jax.Array,
+    step: _rounding.Step,
     *,
     nesterov: bool,
-    held: _storage.LeafCodecs,
-) -> tuple[jax.Array, _storage.Moments]:
-    # Its own jit, so that leaves of equal shape and dtype are traced and lowered once:
-    # 0.8 s for a step over 1,000 of them, where optax.amsgrad takes 1.9 s (`make bench`).
-    # XLA inlines the call again.
-    moments = _storage.decode(stored, held, coefficients.b1.dtype)
-    update, moments = _rule.update_array(
-        gradient.astype(moments.mu.dtype), moments, coefficients, nesterov
-    )
-    return update.astype(gradient.dtype), _storage.encode(moments, held, seed)
+) -> tuple[jax.Array, jax.Array]:
+    def unpack(word: jax.Array) -> _rule.Moments:
+        return _rule.Moments(*(moment.astype(c.b1.dtype) for moment in _packed.unpack(word)))
+
+    wide, before = gradient.astype(c.b1.dtype), unpack(word)
+    fresh = _rule.Moments(*_rule.averages(wide, before.mu, before.nu, c))
+    bits = _rounding.random_bits(wide, salt, step)
+    word = _packed.pack(_rounding.not_differentiable(fresh), bits, before=word)
+    # A function of the new word: then XLA writes word and parameter in one pass on TPU and GPU,
+    # and in two loops without temporaries on CPU. Of the moments before rounding it would need
+    # a pass more (28 bytes per parameter instead of 20).
+    update = _rule.direction(wide, unpack(word), c, nesterov=nesterov)
+    return update.astype(gradient.dtype), word
 
 
 def scale_by_amsgrad(
@@ -62,7 +58,7 @@ def scale_by_amsgrad(
     eps_root: Hyperparameter = 0.0,
     *,
     convention: str | _conventions.Convention = "pytorch",
-    storage: str | _storage.Storage = "full",
+    storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales gradients by AMSGrad, without a learning rate and without a sign.
@@ -82,8 +78,9 @@ def scale_by_amsgrad(
     is 0 for every ``eps``, and so is its derivative while ``eps_root`` is 0.
 
     The arithmetic is in float32 (float64 for float64 parameters) whatever the dtype of the
-    gradients and the storage of the moments. Updates come back in the dtype of the
-    gradients. For complex gradients :math:`v_t` is real, as in
+    gradients and the storage of the moments. With ``storage="packed"`` the moments are rounded
+    into the new word first, and :math:`u_t` is computed of what the word stands for. Updates
+    come back in the dtype of the gradients. For complex gradients :math:`v_t` is real, as in
     optax; PyTorch treats the two parts as two parameters.
 
     Args:
@@ -97,18 +94,21 @@ def scale_by_amsgrad(
         Likewise. Needed only to differentiate through steps near zero gradients.
       convention: ``"pytorch"``, ``"keras"``, ``"optax"``, ``"paper"``, or a
         :class:`Convention`.
-      storage: How moments are held between steps: ``"full"``, ``"compact"`` or ``"tiny"``, in
-        12, 5 or 4 bytes a parameter, or a :class:`Storage`. Only ``"full"`` can be
-        differentiated through; the others raise.
+      storage: What is kept of a parameter between steps: ``"full"``, the three moments in
+        float32, 12 bytes (24 in float64); or ``"packed"``, one 32-bit word for all three, 4
+        bytes, rounded stochastically. ``"packed"`` is for real parameters, needs
+        :math:`\beta_1^2 < \beta_2`, and raises when it is differentiated.
       nesterov: Whether to use Nesterov momentum, in the meaning of ``optax.nadam``.
 
     Returns:
       A transformation whose ``init`` takes parameters and returns a
-      :class:`ScaleByAmsgradState`, and whose ``update`` takes gradients and that state;
+      :class:`ScaleByAmsgradState`, or a :class:`PackedAmsgradState` if ``storage`` is
+      ``"packed"``, and whose ``update`` takes gradients and that state;
       parameters are not needed, extra arguments are ignored.
 
     Raises:
-      TypeError: If an argument, a parameter or a gradient is of the wrong type.
+      TypeError: If an argument, a parameter or a gradient is of the wrong type, or if a state
+        is of another storage or was cast to other dtypes.
       ValueError: If an argument is out of its range or unknown, or if gradients do not
         match the state: in their tree, or in the shape of a leaf.
 
@@ -145,33 +145,33 @@ def scale_by_amsgrad(
         for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("eps_root", eps_root))
     }
     convention = _conventions.resolve(convention)
-    storage = _storage.resolve(storage)
-    _storage.check_decay_rates(storage, hyperparameters["b1"], hyperparameters["b2"])
+    storage = _state.resolve(storage)
+    if storage == "packed":
+        _packed.check_decay_rates(hyperparameters["b1"], hyperparameters["b2"])
     _checks.flag("nesterov", nesterov)
 
-    def init(params: optax.Params) -> ScaleByAmsgradState:
+    def init(params: optax.Params) -> AmsgradState:
         _checks.inexact("params", params)
-        leaves, tree = jax.tree.flatten(params)
-        moments = [_storage.empty(leaf, storage) for leaf in leaves]
-        return _state(jnp.zeros((), jnp.int32), moments, tree.unflatten)
+        return _state.zeros(params, storage)
 
     def update(
         updates: optax.Updates,
-        state: optax.OptState,
+        state: Any,  # what init returned
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, ScaleByAmsgradState]:
+    ) -> tuple[optax.Updates, AmsgradState]:
         del params, extra_args
-        if not isinstance(state, ScaleByAmsgradState):
-            raise TypeError(
-                f"state must be the ScaleByAmsgradState that init made, got {type(state).__name__}"
-            )
-        _checks.match(updates, state.mu)
+        _state.check(state, storage)
+        if storage == "packed":
+            _state.check_real("gradients", updates)
+        _checks.match(updates, _state.like_params(state))
         count = jnp.asarray(optax.safe_increment(state.count))
         current = {
             name: _checks.hyperparameter(name, value(state.count)) if callable(value) else value
             for name, value in hyperparameters.items()
         }
+
+        step = _rounding.in_step(count)
 
         @functools.cache
         def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
@@ -179,63 +179,24 @@ def scale_by_amsgrad(
                 count, **current, convention=convention, nesterov=nesterov, dtype=dtype
             )
 
-        def step_leaf(
-            path: Any, stored: _storage.Moments, gradient: jax.Array
-        ) -> tuple[jax.Array, _storage.Moments]:
-            held = _storage.of_leaf(storage, stored, path)
-            by_chance = any(codec.stochastic for codec in held)
-            return _update_leaf(
-                gradient,
-                stored,
-                coefficients(_storage.working_dtype(stored, held, gradient.dtype)),
-                (count, _rounding.salt(path)) if by_chance else None,
-                nesterov=nesterov,
-                held=held,
-            )
+        def update_leaf(
+            path: Any, stored: _state.Stored, gradient: jax.Array
+        ) -> tuple[jax.Array, _state.Stored]:
+            if isinstance(stored, _rule.Moments):
+                c = coefficients(stored.nu.dtype)
+                return _update_full(gradient, stored, c, nesterov=nesterov)
+            c = coefficients(jnp.promote_types(gradient.dtype, jnp.float32))
+            salt = _rounding.salt(path)
+            return _update_packed(gradient, stored, c, salt, step, nesterov=nesterov)
 
         gradients, tree = jax.tree.flatten(updates)
         stepped = [
-            step_leaf(path, moments, gradient)
-            for (path, moments), gradient in zip(leaf_moments(state), gradients, strict=True)
+            update_leaf(path, stored, gradient)
+            for (path, stored), gradient in zip(_state.stored_leaves(state), gradients, strict=True)
         ]
         return (
             tree.unflatten([update for update, _ in stepped]),
-            _state(count, [moments for _, moments in stepped], tree.unflatten),
+            _state.from_leaves(count, [stored for _, stored in stepped], storage, tree.unflatten),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def leaf_moments(state: ScaleByAmsgradState) -> list[tuple[Any, _storage.Moments]]:
-    """The path and the moments of every leaf."""
-    mu = jax.tree_util.tree_leaves_with_path(state.mu)
-    rest = map(jax.tree.leaves, (state.nu, state.nu_max))
-    return [
-        (path, _storage.Moments(first, *others))
-        for (path, first), *others in zip(mu, *rest, strict=True)
-    ]
-
-
-def map_moments(
-    function: Callable[..., _storage.Moments],
-    state: ScaleByAmsgradState,
-    *others: ScaleByAmsgradState,
-) -> ScaleByAmsgradState:
-    """The state with other moments, made of each leaf's path and its moments in every state."""
-    rest = [[moments for _, moments in leaf_moments(other)] for other in others]
-    moments = [
-        function(path, stored, *more)
-        for (path, stored), *more in zip(leaf_moments(state), *rest, strict=True)
-    ]
-    return _state(state.count, moments, jax.tree.structure(state.mu).unflatten)
-
-
-def _state(
-    count: jax.Array, moments: list[_storage.Moments], unflatten: Callable[[list[jax.Array]], Any]
-) -> ScaleByAmsgradState:
-    return ScaleByAmsgradState(
-        count=count,
-        mu=unflatten([m.mu for m in moments]),
-        nu=unflatten([m.nu for m in moments]),
-        nu_max=unflatten([m.nu_max for m in moments]),
-    )

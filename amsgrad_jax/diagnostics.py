@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _conventions, _find, _rule, _storage
-from amsgrad_jax._transform import Hyperparameter, leaf_moments
+from amsgrad_jax import _checks, _conventions, _packed, _rule, _state
+from amsgrad_jax._rule import Moments
+from amsgrad_jax._transform import Hyperparameter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ Report: TypeAlias = dict[str, jax.Array]
 """Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
 
 # A maximum less than 1 % above nu is not called one that binds: rounding alone, of the bias
-# correction or of a stored nu (2**-8 in UNSIGNED16), makes differences below that.
+# correction or of a packed nu (0.2 % next to its maximum), makes differences below that.
 _MARGIN: Final = 1.01
 
 # Quantiles come from this many coordinates of a leaf, all if it has fewer, in a histogram. On
@@ -51,7 +52,6 @@ def max_report(
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
     convention: str | _conventions.Convention = "pytorch",
-    storage: str | _storage.Storage | None = None,
 ) -> Report:
     r"""Says how much the running maximum holds back the coordinates of a run.
 
@@ -82,15 +82,15 @@ def max_report(
 
     Shares and the largest :math:`s` are exact and take one pass over the state. Quantiles are
     read off a histogram with 32 bins an octave, and so up to 3 % too low; of leaves with
-    more than 16,381 coordinates it counts as many evenly spaced ones. With coded storages
-    :math:`s` is what a step of that storage divides by, which LOG8 changes by up to 7 %;
-    ``binding`` there counts what is above the code of :math:`1.01\, v_t`, so that a difference
-    within one code is not seen.
+    more than 16,381 coordinates it counts as many evenly spaced ones. Of a packed
+    state :math:`s` is that of the rounded :math:`\sqrt{x_t}`, which a step divides by: off by
+    up to 3 %, and not above 2,048. There ``binding`` counts what is above the rounded
+    :math:`1.01\, v_t`.
 
     Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
 
     Args:
-      state: Any tree with a :class:`.ScaleByAmsgradState` in it. If it has several, each is
+      state: Any tree with a state of AMSGrad in it, full or packed. If it has several, each is
         reported under its path in ``state``.
       per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
         such as ``"dense/kernel"``, to the name of a group.
@@ -104,15 +104,14 @@ def max_report(
       eps_root: Added under the root.
       convention: Together with ``b2`` also needed without ``learning_rate`` where the maximum is
         of the corrected ``nu``, as in ``"optax"``.
-      storage: The storage of ``state``; None recognises the presets.
 
     Returns:
       A flat dict that a logger takes, such as ``{"dense/kernel/binding": ...}``. The keys depend
       on the structure of ``state`` and the arguments only. Leaves without elements are left out.
 
     Raises:
-      TypeError: If an argument is of the wrong type, or a moment is not held as ``storage`` says.
-      ValueError: If there is no :class:`.ScaleByAmsgradState` in ``state``, or an argument is out
+      TypeError: If an argument is of the wrong type, or a state was cast to other dtypes.
+      ValueError: If there is no state of AMSGrad in ``state``, or an argument is out
         of its range.
 
     Examples:
@@ -157,30 +156,29 @@ def max_report(
     if learning_rate is not None:
         learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
     convention = _conventions.resolve(convention)
-    source = None if storage is None else _storage.resolve(storage)
 
-    found = _find.states(state)
+    found = _state.states(state)
     groups: dict[str, _Measured] = {}
     for prefix, node in found.items():
         count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
         rate = learning_rate(count - 1) if callable(learning_rate) else learning_rate
-        for path, stored in leaf_moments(node):
-            if stored.mu.size == 0:
+        _state.check(node, _state.storage_of(node))
+        for path, stored in _state.stored_leaves(node):
+            if jax.tree.leaves(stored)[0].size == 0:
                 continue
-            held = _storage.of_leaf(source, stored, path)
             coefficients = _rule.coefficients(
                 count,
                 b1=0.0,  # so that they are those of the corrected first moment
                 **hyperparameters,
                 convention=convention,
                 nesterov=False,
-                dtype=_storage.working_dtype(stored, held, jnp.float32),
+                dtype=stored.nu.dtype if isinstance(stored, Moments) else jnp.dtype("float32"),
             )
-            leaf = _find.named(path)
+            leaf = _state.named(path)
             group = leaf if per == "leaf" else "" if per == "tree" else per(leaf)
             parts = (prefix if len(found) > 1 else "", group)
             name = "/".join(part for part in parts if part)
-            measured = _measure(stored, coefficients, frozen, rate, held=held)
+            measured = _measure(stored, coefficients, frozen, rate)
             groups[name] = _together(groups[name], measured) if name in groups else measured
     return {
         f"{group}/{name}" if group else name: jnp.asarray(value, jnp.float32)
@@ -197,17 +195,18 @@ class _Measured(NamedTuple):
     histograms: dict[str, jax.Array]  # of a sample, weighted for all
 
 
-@functools.partial(jax.jit, static_argnames="held")
+@jax.jit
 def _measure(
-    stored: _storage.Moments,
+    stored: _state.Stored,
     c: _rule.Coefficients,
     frozen: jax.typing.ArrayLike,
     learning_rate: jax.typing.ArrayLike | None,
-    *,
-    held: _storage.LeafCodecs,
 ) -> _Measured:
-    def view(stored: _storage.Moments) -> tuple[_storage.Moments, _Seen]:
-        moments = _storage.decode(stored, held, c.eps.dtype)
+    def view(stored: _state.Stored) -> tuple[Moments, _Seen]:
+        moments = _state.numbers(stored)
+        if not isinstance(stored, Moments):
+            # A root below half a unit of its code reads 0; it is at most 2**-11 of the maximum's.
+            moments = moments._replace(nu=jnp.maximum(moments.nu, 2**-22 * moments.nu_max))
         moments = moments._replace(nu=c.max_scale * moments.nu)
         radicand = jnp.maximum(moments.nu_max, moments.nu)
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, moments))
@@ -216,8 +215,9 @@ def _measure(
         return moments, _Seen(radicand, finite, live, ratio)
 
     moments, seen = view(stored)
-    level = moments._replace(nu_max=_MARGIN * moments.nu)
-    level = _storage.decode(_storage.encode(level, held), held, c.eps.dtype).nu_max
+    level = _MARGIN * moments.nu
+    if not isinstance(stored, Moments):
+        level = _packed.rounded_max(level)
     flags = {
         "binding": seen.live & (moments.nu_max > level),
         "frozen": seen.live & (seen.ratio >= jnp.square(frozen)),
@@ -231,12 +231,12 @@ def _measure(
         lambda a, b: (*map(jnp.add, a[:-1], b[:-1]), jnp.maximum(a[-1], b[-1])),
         tuple(range(seen.ratio.ndim)),
     )
-    _, sampled = view(_storage.Moments(*map(_sample, stored)))
+    _, sampled = view(jax.tree.map(_sample, stored))
     values = {"slowdown": jnp.sqrt(sampled.ratio)}
     if learning_rate is not None:
         divisor = c.root_scale * jnp.sqrt(sampled.radicand + c.eps_root) + c.eps
         values["step_size"] = jnp.divide(learning_rate, divisor)
-    size = jnp.float32(stored.mu.size)
+    size = jnp.float32(moments.mu.size)
     weights = jnp.where(sampled.live, size / sampled.live.size, 0)
     return _Measured(
         counts={"size": size}

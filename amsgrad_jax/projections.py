@@ -19,9 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _find
-from amsgrad_jax._convert_storage import decoded
-from amsgrad_jax._transform import leaf_moments
+from amsgrad_jax import _checks, _state
 
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
@@ -51,8 +49,8 @@ def projected(
 
     The metric matters: the Euclidean projection of AMSGrad's step comes to rest at other
     points than the minimum of the loss over the set. A factor that all weights share does
-    not matter, so that no convention's bias correction appears in them. Where the maximum is
-    held as a code, its decoded value counts, within the bound of its codec.
+    not matter, so that no convention's bias correction appears in them. Of a packed state
+    :math:`x_t` is the number that the word stands for, which is also what the step divides by.
 
     The first step ends in the set wherever it starts; to start in it, see :func:`project`.
     The constraint holds up to the rounding of the sum of parameters and updates, in their
@@ -62,7 +60,7 @@ def projected(
       transformation: A complete optimizer, learning rate and sign included:
         ``amsgrad``, ``amsgradw``, or a chain that ends with a learning rate, also in
         masks, a partition, or injected hyperparameters. Every parameter must have its
-        moments in one :class:`.ScaleByAmsgradState`. To constrain some of the parameters
+        moments in one state of AMSGrad. To constrain some of the parameters
         only, put ``projected`` into ``optax.partition`` instead.
       constraint: The set: a function of this module, or one of your own, which takes the
         tree :math:`y` and a tree of weights :math:`w` like it, float32 or float64, and
@@ -443,14 +441,14 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
 def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array) -> Any:
     """The weights of all parameters, from wherever in ``state`` their moments are."""
     roots: dict[Any, jax.Array] = {}
-    for node in map(decoded, _find.states(state).values()):
-        for path, moments in leaf_moments(node):
+    for node in _state.states(state).values():
+        for path, moments in _state.leaf_moments(node):
             if path in roots:
                 raise ValueError(
                     f"projected found several states of AMSGrad for {_checks.at(path)}, "
                     "and cannot know whose metric to project in"
                 )
-            roots[path] = _root(moments.nu_max, moments.nu)
+            roots[path] = _root(moments.nu_max)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for path in paths:
         if path not in roots:
@@ -461,11 +459,10 @@ def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array)
     return jax.tree.unflatten(jax.tree.structure(params), [roots[path] + eps for path in paths])
 
 
-def _root(nu_max: jax.Array, nu: jax.Array) -> jax.Array:
-    """The root of the second moment of one array."""
-    largest = jnp.maximum(nu_max, nu)
-    unseen = largest == 0  # there sqrt has an infinite slope; as in the rule, it counts as 0
-    return jnp.where(unseen, 0, jnp.sqrt(jnp.where(unseen, 1, largest)))
+def _root(nu_max: jax.Array) -> jax.Array:
+    """The root of the maximum of one array."""
+    unseen = nu_max == 0  # there sqrt has an infinite slope; as in the rule, it counts as 0
+    return jnp.where(unseen, 0, jnp.sqrt(jnp.where(unseen, 1, nu_max)))
 
 
 def _rescaled(weights: _Arrays) -> _Arrays:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _find
+from amsgrad_jax import _rule, _state
 
 
 def reset_max(state: optax.OptState) -> Any:
@@ -21,9 +21,9 @@ def reset_max(state: optax.OptState) -> Any:
 
         x_{t+1} = \max(0, v_{t+1}) = v_{t+1}
 
-    and is one of Adam, to the last bit, from the same ``mu`` and ``nu``. In words,
-    ``nu_max`` becomes ``nu``; 0 says so in every convention and every storage, without
-    knowing the one or rounding for the other.
+    and is one of Adam, to the last bit, from the same ``mu`` and ``nu``. That is correct in
+    every convention. A packed state cannot hold a maximum below ``nu``: there ``nu_max``
+    becomes ``nu``, and the words are rounded anew, to nearest.
 
     For use once a spike, or a wild beginning, has left ``nu``. As long as ``nu`` remembers it,
     which is for :math:`\ln(r^2 (1-\beta_2)) / (1-\beta_2)` steps after a gradient :math:`r` times
@@ -31,15 +31,15 @@ def reset_max(state: optax.OptState) -> Any:
     reset right after the spike changes nothing.
 
     Args:
-      state: A :class:`.ScaleByAmsgradState`, or any tree that holds some, such as the state of a
-        chain.
+      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that holds
+        some, such as the state of a chain.
 
     Returns:
-      The state with a ``nu_max`` of zeros. Pure; works under ``jit`` and keeps dtypes and
-      shardings.
+      The state with a ``nu_max`` of zeros, or of ``nu`` if it is packed. Pure; works under
+      ``jit`` and keeps dtypes and shardings.
 
     Raises:
-      ValueError: If there is no :class:`.ScaleByAmsgradState` in ``state``.
+      ValueError: If there is no state of AMSGrad in ``state``.
 
     Examples:
       >>> import amsgrad_jax
@@ -55,9 +55,12 @@ def reset_max(state: optax.OptState) -> Any:
       >>> print(f"{updates:.5f}")
       -0.10000
     """
-    return _find.map_states(
-        lambda node: node._replace(nu_max=jax.tree.map(jnp.zeros_like, node.nu_max)), state
-    )
+
+    def forget(path: Any, moments: _rule.Moments) -> _rule.Moments:
+        del path
+        return moments._replace(nu_max=jnp.zeros_like(moments.nu_max))
+
+    return _state.map_states(lambda node: _state.map_moments(forget, node), state)
 
 
 class ResetMaxWhenState(NamedTuple):
@@ -97,7 +100,7 @@ def reset_max_when(
 
     Raises:
       TypeError: If ``when`` is not a function, or does not return a scalar bool.
-      ValueError: In ``init``, if there is no :class:`.ScaleByAmsgradState` in the state.
+      ValueError: In ``init``, if there is no state of AMSGrad in it.
 
     Examples:
       >>> import amsgrad_jax
@@ -118,7 +121,7 @@ def reset_max_when(
 
     def init(params: optax.Params) -> ResetMaxWhenState:
         inner_state = inner.init(params)
-        _find.states(inner_state)  # raises early if there is nothing to reset
+        _state.states(inner_state)  # raises early if there is nothing to reset
         return ResetMaxWhenState(jnp.zeros((), jnp.int32), inner_state)
 
     def update(

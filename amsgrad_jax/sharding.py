@@ -29,7 +29,7 @@ from jax.sharding import (
 )
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
-from amsgrad_jax import _checks, _find
+from amsgrad_jax import _checks, _state
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 """A ``jax.sharding.Mesh``, or a ``jax.sharding.AbstractMesh`` for devices that need not exist."""
@@ -178,10 +178,10 @@ def memory_report(
       >>> import jax.numpy as jnp
       >>> from amsgrad_jax import sharding
       >>> params = {"kernels": jax.ShapeDtypeStruct((32, 2**14, 2**14), jnp.bfloat16)}
-      >>> state = jax.eval_shape(amsgrad_jax.amsgrad(1e-3, storage="tiny").init, params)
+      >>> state = jax.eval_shape(amsgrad_jax.amsgrad(1e-3, storage="packed").init, params)
       >>> report = sharding.memory_report(state, params, 64)
-      >>> print(report.params, report.state["nu"], report.zero1["nu"])
-      17179869184 17179869184 268435456
+      >>> print(report.params, report.state["packed"], report.zero1["packed"])
+      17179869184 34359738368 536870912
 
     References:
       Rajbhandari, Rasley, Ruwase and He, `ZeRO: Memory Optimizations Toward Training Trillion
@@ -298,8 +298,8 @@ def _sharding(path: Any, param: Any, mesh: AnyMesh) -> NamedSharding:
 
 def _check_moments(state: Any, of_params: Container[tuple[Any, tuple[int, ...]]]) -> None:
     """Raises unless every moment has a parameter of its path and shape."""
-    for prefix, node in _find.nodes(state):
-        for path, moment in tree_leaves_with_path(node.mu):
+    for prefix, node in _state.nodes(state):
+        for path, moment in tree_leaves_with_path(_state.like_params(node)):
             if (path, jnp.shape(moment)) not in of_params:
                 raise ValueError(
                     f"state belongs to other parameters: {_checks.at(prefix)} has moments of "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import optax
 
 from amsgrad_jax._conventions import Convention
-from amsgrad_jax._transform import ScaleByAmsgradState
+from amsgrad_jax._state import ScaleByAmsgradState
 from amsgrad_jax.interop import _trees
 from amsgrad_jax.interop._optax import convert
 

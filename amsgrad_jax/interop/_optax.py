@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _conventions, _find, _rule
+from amsgrad_jax import _checks, _conventions, _rule, _state
 from amsgrad_jax._conventions import OPTAX, PAPER, Convention
-from amsgrad_jax._convert_storage import decoded, encoded_like
-from amsgrad_jax._transform import ScaleByAmsgradState
+from amsgrad_jax._state import AmsgradState, ScaleByAmsgradState
 from amsgrad_jax.interop import _trees
 
 
@@ -39,11 +38,10 @@ def convert(
     ``eps_root = 0``. The steps after it are not, because each convention follows the
     maximum of its own quantity from then on; that matters less the smaller :math:`\beta_2^t` is.
     For ``"keras"`` and ``"paper"`` the next step is as different as their use of ``eps``
-    and their missing correction make it. Of a state in codes the maximum is rounded to its
-    codes once more.
+    and their missing correction make it. A packed maximum is rounded once more.
 
     Args:
-      state: A :class:`.ScaleByAmsgradState`, or any tree that holds some, such as the
+      state: A state of this package, or any tree that holds some, such as the
         state of a chain.
       b2: The decay rate at the next step.
       from_convention: The convention of ``state``: a name or a :class:`.Convention`.
@@ -74,18 +72,19 @@ def convert(
     was_corrected = _is_corrected(from_convention)
     becomes_corrected = _is_corrected(to_convention)
 
-    def of_node(node: ScaleByAmsgradState) -> ScaleByAmsgradState:
-        def of_leaf(x: jax.Array) -> jax.Array:
+    def of_node(node: AmsgradState) -> AmsgradState:
+        def of_leaf(path: Any, moments: _rule.Moments) -> _rule.Moments:
+            del path
+            x = moments.nu_max
             c2 = _rule.correction(b2, node.count.astype(x.dtype) + 1, x.dtype)  # of the next step
-            return x * c2 if was_corrected else x / c2
+            return moments._replace(nu_max=x * c2 if was_corrected else x / c2)
 
-        full = decoded(node)
-        return encoded_like(full._replace(nu_max=jax.tree.map(of_leaf, full.nu_max)), node)
+        return _state.map_moments(of_leaf, node)
 
-    _find.states(state)  # raises if there is none
+    _state.states(state)  # raises if there is none
     if was_corrected == becomes_corrected:
         return state
-    return _find.map_states(of_node, state)
+    return _state.map_states(of_node, state)
 
 
 def _is_corrected(convention: str | Convention) -> bool:

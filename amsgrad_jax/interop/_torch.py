@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from amsgrad_jax._alias import amsgrad, amsgradw
-from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
+from amsgrad_jax._state import ScaleByAmsgradState
+from amsgrad_jax._transform import scale_by_amsgrad
 from amsgrad_jax.interop import _trees
 
 Transposes: TypeAlias = Mapping[str, Sequence[int]] | Callable[[str, int], Sequence[int] | None]

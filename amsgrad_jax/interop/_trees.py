@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _find
-from amsgrad_jax._convert_storage import decoded, encoded_like
-from amsgrad_jax._transform import ScaleByAmsgradState, scale_by_amsgrad
+from amsgrad_jax import _state
+from amsgrad_jax._convert import convert_storage
+from amsgrad_jax._state import ScaleByAmsgradState
 
 Leaves: TypeAlias = dict[str, Any]
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
 WithoutMax: TypeAlias = Literal["raise", "use_nu"]
 
-OURS = (ScaleByAmsgradState,)
+OURS = _state.KINDS
 OPTAXS = (optax.ScaleByAmsgradState, optax.ScaleByAdamState)
 _KNOWN = OURS + OPTAXS
 
@@ -30,7 +30,7 @@ def by_path(tree: Any) -> Leaves:
     """The leaves of a tree by their paths."""
     leaves: Leaves = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = _find.named(keys)
+        path = _state.named(keys)
         if path in leaves:  # of {"a/b": ..., "a": {"b": ...}}
             raise ValueError(f"two leaves have the path {path!r}")
         leaves[path] = leaf
@@ -78,17 +78,18 @@ def nodes(state: Any) -> list[Any]:
 def _of_one_kind(state: Any, kinds: tuple[type, ...]) -> list[Any]:
     found_nodes = nodes(state)
     found = {type(node) for node in found_nodes}
-    if len(found) != 1 or not found <= set(kinds):
+    is_one_kind = len(found) == 1 or found <= set(OURS)  # of which two are only stored differently
+    if not found or not is_one_kind or not found <= set(kinds):
         raise ValueError(
-            f"the state must hold one of {_find.names(kinds)}, "
-            f"found {_find.names(found) or 'none of these in ' + type(state).__name__}"
+            f"the state must hold one of {_state.names(kinds)}, "
+            f"found {_state.names(found) or 'none of these in ' + type(state).__name__}"
         )
     return found_nodes
 
 
 def ours(params: Any, count: Any, mu: Any, nu: Any, nu_max: Any) -> ScaleByAmsgradState:
     """This package's state for ``params``, in its own dtypes, of four given values."""
-    return put(scale_by_amsgrad().init(params), ScaleByAmsgradState(count, mu, nu, nu_max))
+    return put(_state.zeros(params, "full"), ScaleByAmsgradState(count, mu, nu, nu_max))
 
 
 def take(
@@ -104,7 +105,7 @@ def take(
       kinds: The types of states to expect.
 
     Returns:
-      The four values; arrays of ``state`` itself, unless it holds codes, which are decoded.
+      The four values; arrays of ``state`` itself, or, if it is packed, the numbers of its words.
       Of Adam ``nu_max`` is None.
 
     Raises:
@@ -142,14 +143,15 @@ def take(
 def put(state: Any, moments: Any) -> Any:
     """Puts ``count``, ``mu``, ``nu`` and ``nu_max`` into a chain's state.
 
-    Every state of AMSGrad or Adam in it gets its leaves by their paths, in the dtype (or the
-    codes, rounded to nearest) and on the devices of what they replace. Every other step
+    Every state of AMSGrad or Adam in it gets its leaves by their paths, in the dtype (packed
+    ones rounded to nearest) and on the devices of what they replace. Every other step
     count in it (of schedules, of injected hyperparameters, of gradient steps in
     ``MultiSteps``) becomes ``count``, too.
 
     Args:
       state: The state of any chain, as from its ``init``.
-      moments: A :class:`.ScaleByAmsgradState`, for all parameters in ``state``.
+      moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, for all
+        parameters in ``state``.
 
     Returns:
       A new state; it shares no array with ``moments``.
@@ -171,7 +173,7 @@ def put(state: Any, moments: Any) -> Any:
       >>> print(state[0].count, state[1].count)
       7 7
     """
-    found = _of_one_kind(state, _KNOWN)
+    found = [_in_numbers(node) for node in _of_one_kind(state, _KNOWN)]
     names = _moments_of(found[0])
     moments = _in_numbers(moments)
     given = {name: by_path(getattr(moments, name)) for name in names}
@@ -189,9 +191,9 @@ def put(state: Any, moments: Any) -> Any:
         for name in names:
             old = by_path(getattr(numbers, name))
             leaves = {path: in_place_of(leaf, given[name][path]) for path, leaf in old.items()}
-            new[name] = like(getattr(node, name), leaves)
+            new[name] = like(getattr(numbers, name), leaves)
         filled = numbers._replace(**new)
-        return filled if numbers is node else encoded_like(filled, node)
+        return filled if numbers is node else convert_storage(filled, "packed")
 
     def set_count(path: Any, leaf: Any) -> Any:
         return in_place_of(leaf, moments.count) if _is_step_count(path, leaf) else leaf
@@ -201,10 +203,9 @@ def put(state: Any, moments: Any) -> Any:
 
 
 def _in_numbers(node: Any) -> Any:
-    # Codes are integers; numbers may be in any dtype, such as those of another library.
-    leaves = jax.tree.leaves(node)
-    is_coded = any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves[1:])  # but count
-    return decoded(node) if isinstance(node, OURS) and is_coded else node
+    if isinstance(node, _state.PackedAmsgradState):
+        return convert_storage(node, "full")
+    return node
 
 
 def _moments_of(node: Any) -> tuple[str, ...]:

@@ -1,0 +1,259 @@
+"""The two states of AMSGrad: what they hold, their moments leaf by leaf, and where they are.
+
+A storage is a class of its own, so that a state says by its structure what it is. Whatever reads
+moments asks `leaf_moments`, and whatever changes them `map_moments`, of either class. The states
+inside the state of a chain, a mask, a partition or a wrapper are found by `nodes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amsgrad_jax import _checks, _packed
+from amsgrad_jax._rule import Moments
+
+Storage: TypeAlias = Literal["full", "packed"]
+"""How a state holds its moments: in 12 or in 4 bytes per parameter."""
+
+
+class ScaleByAmsgradState(NamedTuple):
+    """State of :func:`scale_by_amsgrad` with ``storage="full"``; the names are those of optax.
+
+    Args:
+      count: Number of steps taken, an int32 scalar.
+      mu: Average of the gradients, a tree like the parameters.
+      nu: Average of the squared gradients, a real tree like the parameters.
+      nu_max: Running maximum of ``nu`` (in the ``"optax"`` convention, of the
+        bias-corrected ``nu``), a tree like ``nu``.
+
+    The moments are in float32, in float64 for float64 parameters.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+    mu: optax.Updates
+    nu: optax.Updates
+    nu_max: optax.Updates
+
+
+class PackedAmsgradState(NamedTuple):
+    """State of :func:`scale_by_amsgrad` with ``storage="packed"``.
+
+    Args:
+      count: Number of steps taken, an int32 scalar.
+      packed: The three moments of each parameter in one uint32, a tree like the parameters.
+        The words are not numbers: :func:`convert_storage` makes a
+        :class:`ScaleByAmsgradState` of them.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+    packed: optax.Updates
+
+
+AmsgradState: TypeAlias = ScaleByAmsgradState | PackedAmsgradState
+KINDS = (ScaleByAmsgradState, PackedAmsgradState)
+
+
+def resolve(storage: Any) -> Storage:
+    """Returns the storage, or raises if there is none of that name."""
+    if storage not in get_args(Storage):
+        raise ValueError(f"storage must be one of {get_args(Storage)}, got {storage!r}")
+    return storage
+
+
+def storage_of(state: AmsgradState) -> Storage:
+    """The storage that makes such a state."""
+    return "packed" if isinstance(state, PackedAmsgradState) else "full"
+
+
+def zeros(params: Any, storage: Storage) -> AmsgradState:
+    """The state before the first gradient."""
+    count = jnp.zeros((), jnp.int32)
+    if storage == "packed":
+        check_real("params", params)
+        words = jax.tree.map(lambda param: jnp.zeros_like(param, _packed.DTYPE), params)
+        return PackedAmsgradState(count, words)
+
+    def mu(param: Any) -> jax.Array:
+        return jnp.zeros_like(param, _wide(jnp.result_type(param)))
+
+    def nu(param: Any) -> jax.Array:  # real, also of complex parameters
+        return jnp.zeros_like(param, jnp.finfo(_wide(jnp.result_type(param))).dtype)
+
+    # Three separate trees: a buffer shared by two moments could not be donated.
+    return ScaleByAmsgradState(count, *(jax.tree.map(zero, params) for zero in (mu, nu, nu)))
+
+
+def like_params(state: AmsgradState) -> Any:
+    """A tree of the state that has the structure and the shapes of the parameters."""
+    return state.packed if isinstance(state, PackedAmsgradState) else state.mu
+
+
+# What a state holds for one leaf: its words, or its three moments.
+Stored: TypeAlias = jax.Array | Moments
+
+
+def stored_leaves(state: AmsgradState) -> list[tuple[Any, Stored]]:
+    """The path of every leaf, and what is stored for it."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(like_params(state))]
+    stored: list[Any] = [jax.tree.leaves(tree) for tree in state[1:]]
+    if not isinstance(state, PackedAmsgradState):
+        stored = [[Moments(*moments) for moments in zip(*stored, strict=True)]]
+    return list(zip(paths, *stored, strict=True))
+
+
+def numbers(stored: Stored) -> Moments:
+    """The moments of one leaf as numbers."""
+    return stored if isinstance(stored, Moments) else _packed.unpack(stored)
+
+
+def from_leaves(
+    count: jax.Array, stored: list[Stored], storage: Storage, unflatten: Callable[[Any], Any]
+) -> AmsgradState:
+    """The state that holds this for each leaf; the way back from :func:`stored_leaves`."""
+    if storage == "packed":
+        return PackedAmsgradState(count, unflatten(stored))
+    return ScaleByAmsgradState(
+        count, *(unflatten([getattr(leaf, name) for leaf in stored]) for name in Moments._fields)
+    )
+
+
+def leaf_moments(state: AmsgradState) -> list[tuple[Any, Moments]]:
+    """The path and the moments, as numbers, of every leaf."""
+    check(state, storage_of(state))
+    return [(path, numbers(stored)) for path, stored in stored_leaves(state)]
+
+
+def map_moments(
+    function: Callable[[Any, Moments], Moments],
+    state: AmsgradState,
+    storage: Storage | None = None,
+) -> AmsgradState:
+    """The state with other moments, made of the path and the moments of each leaf.
+
+    In a packed state they are rounded to nearest. None for ``storage`` keeps that of ``state``.
+    """
+    storage = storage_of(state) if storage is None else storage
+    moments = [function(path, before) for path, before in leaf_moments(state)]
+    stored: list[Any] = moments
+    if storage == "packed":
+        check_real("the moments", like_params(state))
+        # A maximum that was reset, or is of another kind, can be less than nu.
+        stored = [_packed.pack(m._replace(nu_max=jnp.maximum(m.nu_max, m.nu))) for m in moments]
+    unflatten = jax.tree.structure(like_params(state)).unflatten
+    return from_leaves(state.count, stored, storage, unflatten)
+
+
+# What is checked of a state.
+
+
+def check(state: Any, storage: Storage) -> None:
+    """Raises unless this is an unharmed state of that storage."""
+    if not isinstance(state, KINDS):
+        raise TypeError(
+            f"state must be what init of this optimizer returned, got {names([type(state)])}; "
+            "states of other libraries come in through amsgrad_jax.interop"
+        )
+    if storage_of(state) != storage:
+        raise TypeError(
+            f"state is a {type(state).__name__}, of storage={storage_of(state)!r}, but the "
+            f"optimizer has storage={storage!r}: amsgrad_jax.convert_storage(state, {storage!r}) "
+            "makes the one of the other"
+        )
+    for field, tree in state._asdict().items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            dtype = jnp.result_type(leaf)
+            if field == "count":
+                expected, is_right = "an integer", jnp.issubdtype(dtype, jnp.integer)
+            elif storage == "packed":
+                expected, is_right = "uint32", dtype == _packed.DTYPE
+            else:
+                expected, is_right = "float32 or wider", dtype == _wide(dtype)
+            if not is_right:
+                where = f" at {_checks.at(path)}" if path else ""
+                raise TypeError(
+                    f"state.{field}{where} is {dtype}, expected {expected}: the state was cast. "
+                    "Cast parameters, not states; amsgrad_jax.convert_storage makes a state of "
+                    "the other storage"
+                )
+
+
+def check_real(what: str, tree: Any) -> None:
+    """Raises if a leaf is complex, for which a packed word has no room."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"{what} must be real for storage='packed', but the leaf at {_checks.at(path)} is "
+                f"{_checks.describe(leaf)}: optax.contrib.split_real_and_imaginary makes two real "
+                "leaves of it"
+            )
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype of moments of parameters of that dtype."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# Where states are.
+
+
+def named(path: Any) -> str:
+    """A path as a name for people: ``"dense/kernel"``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def nodes(state: Any) -> list[tuple[Any, AmsgradState]]:
+    """Every state of AMSGrad in a tree, with its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_state)
+    return [(path, leaf) for path, leaf in leaves if is_state(leaf)]
+
+
+def states(state: optax.OptState) -> dict[str, AmsgradState]:
+    """:func:`nodes` by the names of their paths, or raises if there is none."""
+    found = {named(path): node for path, node in nodes(state)}
+    if not found:
+        raise ValueError(
+            f"found no state of amsgrad_jax in the state, only {_kinds(state)}; "
+            "states of other libraries come in through amsgrad_jax.interop"
+        )
+    return found
+
+
+def map_states(function: Callable[[AmsgradState], AmsgradState], state: optax.OptState) -> Any:
+    """The tree with ``function`` of every state of AMSGrad in it."""
+    states(state)  # raises if there is none
+    return jax.tree.map(
+        lambda node: function(node) if is_state(node) else node, state, is_leaf=is_state
+    )
+
+
+def is_state(node: Any) -> bool:
+    """Whether this is a state of AMSGrad, and not a tree with some in it."""
+    return isinstance(node, KINDS)
+
+
+def _kinds(state: Any) -> str:
+    """The types of states in a tree, for an error."""
+    kinds = {type(state)}
+
+    def see(node: Any) -> bool:  # is asked about every node, from the root down
+        if hasattr(node, "_fields"):
+            kinds.add(type(node))
+        return False
+
+    jax.tree.leaves(state, is_leaf=see)
+    return names(kinds)
+
+
+def names(kinds: Iterable[type]) -> str:
+    """Types for an error, with their package: optax has a ScaleByAmsgradState, too."""
+    return ", ".join(
+        sorted(
+            f"{kind.__module__.split('.')[0]}.{kind.__name__}".removeprefix("builtins.")
+            for kind in kinds
+        )
+    )
