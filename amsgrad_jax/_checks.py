@@ -60,6 +60,32 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def function(name: str, value: Any, of: str) -> None:
+    """Raises unless ``value`` can be called; ``of`` says with what."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {value!r}")
+
+
+def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns ``value`` as a transformation that takes extra arguments, or raises."""
+    # Not by its type: optax.MultiSteps, for one, is no optax.GradientTransformation.
+    if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
+        raise TypeError(
+            f"{name} must be an optax.GradientTransformation, "
+            f"got {value!r} of type {type(value).__name__}"
+        )
+    return optax.with_extra_args_support(value)
+
+
+def state_of(kind: type[_Kind], value: Any) -> _Kind:
+    """Returns ``value`` if it is a state of that kind, or raises."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that init made, got {type(value).__name__}"
+        )
+    return value
+
+
 def one_of(name: str, value: Any, kind: type[_Kind], known: Mapping[str, _Kind]) -> _Kind:
     """Returns what ``value`` names, or ``value`` itself if it is of that kind, or raises."""
     if isinstance(value, kind):
