@@ -60,6 +60,21 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def real_scalar(name: str, value: Any, expected: str) -> float:
+    """Returns ``value`` as a float, or raises unless it is a real number."""
+    is_number = isinstance(value, int | float) or hasattr(value, "dtype")
+    dtype = jnp.result_type(value) if is_number else None
+    kinds = (jnp.floating, jnp.integer)
+    if (
+        dtype is None
+        or isinstance(value, bool)
+        or not any(jnp.issubdtype(dtype, kind) for kind in kinds)
+        or jnp.shape(value) != ()
+    ):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    return float(value)
+
+
 def function(name: str, value: Any, of: str) -> None:
     """Raises unless ``value`` can be called; ``of`` says with what."""
     if not callable(value):
