@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import jax
 import jax.core
@@ -19,6 +19,9 @@ _Kind = TypeVar("_Kind")
 
 # Everything else may be any finite number from 0 on.
 _DECAY_RATES = ("b1", "b2")
+
+# JAX's shardings hold the number of devices as an int32.
+MOST_DEVICES: Final = 2**31 - 1
 
 
 def hyperparameter(name: str, value: Any) -> float | jax.Array:
