@@ -537,7 +537,7 @@ def regret_bound_decaying_b1(
     terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
     # From Theorem 4: v <= G^2, and sum_t lambda^(t-1) sqrt(t) <= sum_t lambda^(t-1) t =
     # 1/(1-lambda)^2, for each of the d coordinates and over alpha. Both belong to it.
-    largest = np.maximum.accumulate(terms.sizes.max(axis=1, initial=0)) + eps
+    largest = np.maximum.accumulate(terms.sizes.max(axis=1, initial=0)) + float(eps)
     dimensions = terms.sizes.shape[1]
     middle = terms.scale / 2 * terms.b1 * dimensions * largest / (1 - decay) ** 2
     return terms.scale * terms.roots + middle + terms.gradient
