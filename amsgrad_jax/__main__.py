@@ -7,12 +7,12 @@ import importlib.util
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import amsgrad_jax
-from amsgrad_jax import _plan, demo
+from amsgrad_jax import _checks, _plan, demo
 from amsgrad_jax._state import Storage
 
 
@@ -57,7 +57,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
     )
     parser.add_argument(
         "--seed",
-        type=_seed,
+        type=_integer(0, 2**32 - 1),
         default=0,
         metavar="N",
         help="seed of all data, weights and batches (default: %(default)s)",
@@ -97,7 +97,7 @@ def _add_plan(commands: Any) -> None:
     )
     parser.add_argument(
         "--devices",
-        type=_count,
+        type=_integer(1, _checks.MOST_DEVICES),
         nargs="+",
         default=(8, 64, 512, 4096),
         metavar="N",
@@ -127,24 +127,30 @@ def _add_plan(commands: Any) -> None:
 
 
 def _size(text: str) -> float:
-    size = float(text)
+    try:
+        size = float(text)
+    except ValueError:  # argparse would show the name of this function
+        size = math.nan
     if not _plan.SMALLEST <= size < math.inf:
-        raise argparse.ArgumentTypeError(f"must be at least {_plan.SMALLEST:.0e}, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be a number of at least {_plan.SMALLEST:.0e}, got {text!r}"
+        )
     return size
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {count}")
-    return count
+def _integer(first: int, last: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = first - 1
+        if not first <= number <= last:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer from {first} to {last}, got {text!r}"
+            )
+        return number
 
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {seed}")
-    return seed
+    return parse
 
 
 if __name__ == "__main__":

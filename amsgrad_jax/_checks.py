@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import jax
 import jax.core
@@ -19,6 +19,9 @@ _Kind = TypeVar("_Kind")
 
 # Everything else may be any finite number from 0 on.
 _DECAY_RATES = ("b1", "b2")
+
+# JAX's shardings hold the number of devices as an int32.
+MOST_DEVICES: Final = 2**31 - 1
 
 
 def hyperparameter(name: str, value: Any) -> float | jax.Array:
@@ -57,6 +60,47 @@ def flag(name: str, value: Any) -> bool:
     """Returns ``value`` if it is a bool, or raises."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+    return value
+
+
+def real_scalar(name: str, value: Any, expected: str) -> float:
+    """Returns ``value`` as a float, or raises unless it is a real number."""
+    is_number = isinstance(value, int | float) or hasattr(value, "dtype")
+    dtype = jnp.result_type(value) if is_number else None
+    kinds = (jnp.floating, jnp.integer)
+    if (
+        dtype is None
+        or isinstance(value, bool)
+        or not any(jnp.issubdtype(dtype, kind) for kind in kinds)
+        or jnp.shape(value) != ()
+    ):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    return float(value)
+
+
+def function(name: str, value: Any, of: str) -> None:
+    """Raises unless ``value`` can be called; ``of`` says with what."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {value!r}")
+
+
+def transformation(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns ``value`` as a transformation that takes extra arguments, or raises."""
+    # Not by its type: optax.MultiSteps, for one, is no optax.GradientTransformation.
+    if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
+        raise TypeError(
+            f"{name} must be an optax.GradientTransformation, "
+            f"got {value!r} of type {type(value).__name__}"
+        )
+    return optax.with_extra_args_support(value)
+
+
+def state_of(kind: type[_Kind], value: Any) -> _Kind:
+    """Returns ``value`` if it is a state of that kind, or raises."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that init made, got {type(value).__name__}"
+        )
     return value
 
 

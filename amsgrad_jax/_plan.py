@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import optax
@@ -33,7 +33,24 @@ _TOKENS: Final = 2**15
 _GB: Final = 1e9
 
 
-def gpt_like(number: float, dtype: jax.typing.DTypeLike) -> dict[str, Any]:
+class Model(NamedTuple):
+    """Shapes of what a model has once, those of a layer, and the number of layers."""
+
+    once: dict[str, Any]
+    layer: dict[str, Any]
+    layers: int
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        once, layer = (
+            sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+            for part in (self.once, self.layer)
+        )
+        return once + self.layers * layer
+
+
+def gpt_like(number: float, dtype: jax.typing.DTypeLike) -> Model:
     """Shapes of a model that has about this number of parameters, at least 1e8."""
     width = 2 ** round(math.log2(128 * (number / (12 * 128**2)) ** (1 / 3)))
     layers = round((number - (_TOKENS + 1) * width) / (12 * width**2 + 2 * width))
@@ -46,28 +63,40 @@ def gpt_like(number: float, dtype: jax.typing.DTypeLike) -> dict[str, Any]:
         "feedforward": {"in": shape(width, 4 * width), "out": shape(4 * width, width)},
         "norms": [shape(width), shape(width)],
     }
-    return {"tokens": shape(_TOKENS, width), "layers": layers * [layer], "norm": shape(width)}
+    return Model({"tokens": shape(_TOKENS, width), "norm": shape(width)}, layer, layers)
 
 
 def table(
     number: float, devices: Sequence[int], storages: Iterable[Storage], dtype: str
 ) -> Iterator[str]:
     """The lines of the table: a row for each optimizer and number of devices."""
-    params = gpt_like(number, dtype)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    width = params["norm"].size
-    yield (
-        f"{size / _GB:.2f}e9 parameters in {dtype}: {len(params['layers'])} layers, width {width}."
-    )
+    model = gpt_like(number, dtype)
+    (width,) = model.once["norm"].shape
+    yield (f"{model.size / _GB:.2f}e9 parameters in {dtype}: {model.layers} layers, width {width}.")
     yield "GB (1e9 bytes) on each device, without activations; state with ZeRO, stage 1."
     yield ""
     columns = ("params", "gradients", "state", "without ZeRO")
     yield f"{'optimizer':18}{'devices':>8}" + "".join(f"{name:>13}" for name in columns)
     optimizers = {name: amsgrad(1e-3, storage=name) for name in storages}
     for name, optimizer in (optimizers | {"optax.amsgrad": optax.amsgrad(1e-3)}).items():
-        state = jax.eval_shape(optimizer.init, params)
+        states = [jax.eval_shape(optimizer.init, part) for part in (model.once, model.layer)]
         for count in devices:
-            report = sharding.memory_report(state, params, count)
-            totals = (sum(report.zero1.values()), sum(report.state.values()))
-            numbers = (report.params, report.gradients, *totals)
-            yield f"{name:18}{count:8}" + "".join(f"{n / _GB:13.3f}" for n in numbers)
+            once, layer = (
+                sharding.memory_report(state, part, count)
+                for state, part in zip(states, (model.once, model.layer), strict=True)
+            )
+            params = once.params + model.layers * layer.params
+            zero1, whole = (
+                _bytes(once, layer, model.layers)
+                for once, layer in ((once.zero1, layer.zero1), (once.state, layer.state))
+            )
+            yield f"{name:18}{count:8}" + "".join(
+                f" {n / _GB:12.3f}" for n in (params, params, zero1, whole)
+            )
+
+
+def _bytes(once: dict[str, int], layer: dict[str, int], layers: int) -> int:
+    """Bytes of the state of all layers, which share one count."""
+    return sum(
+        size if name == "count" else size + layers * layer[name] for name, size in once.items()
+    )

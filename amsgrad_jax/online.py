@@ -88,7 +88,9 @@ def play(
       The :class:`Rounds`.
 
     Raises:
-      TypeError: If ``start`` has leaves that are not real and floating point.
+      TypeError: If ``optimizer`` is not a transformation, another argument not a function where
+        one is needed, ``start`` has leaves that are not real and floating point, or
+        ``stream`` has leaves that are not numbers.
       ValueError: If ``stream`` is empty or its leaves disagree on the number of rounds;
         if ``project`` changes a tree, a shape or a dtype; or if ``loss`` is no scalar.
 
@@ -120,13 +122,24 @@ def play(
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, section 2. Zinkevich, Online Convex
       Programming and Generalized Infinitesimal Gradient Ascent, ICML 2003.
     """
+    _checks.transformation("optimizer", optimizer)
+    _checks.function("loss", loss, "a point and the data of a round")
+    _checks.function("project", project, "a point")
+    _checks.function("record", record, "a gradient and a state")
+    if progress is not None:
+        _checks.function("progress", progress, "a number of rounds")
     _checks.inexact("start", start)
     if any(map(jnp.iscomplexobj, jax.tree.leaves(start))):
         raise TypeError(f"start must be real, got {_signature(start)}")
     # Their dtype, and not a weak one, from which the first update would drift away.
     start = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), start)
     stream = jax.tree.map(np.asarray, stream)
-    rounds = _count_rounds(stream)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stream):
+        if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+            raise TypeError(
+                f"stream must hold arrays of numbers, got {leaf.dtype} at {_checks.at(path)}"
+            )
+    rounds = _count_rounds("stream", stream)
     projected = jax.eval_shape(project, start)
     if _signature(projected) != _signature(start):
         raise ValueError(
@@ -134,7 +147,8 @@ def play(
             f"got {_signature(projected)} for {_signature(start)}"
         )
     price = jax.eval_shape(loss, start, jax.tree.map(lambda z: z[0], stream))
-    if jnp.shape(price) != () or not jnp.issubdtype(jnp.result_type(price), jnp.floating):
+    is_scalar = isinstance(price, jax.ShapeDtypeStruct) and price.shape == ()
+    if not is_scalar or not jnp.issubdtype(price.dtype, jnp.floating):
         raise ValueError(f"loss must return a real scalar, got {_signature(price)}")
 
     carry = (project(start), optimizer.init(start))
@@ -170,15 +184,15 @@ def _play_chunk(
     return jax.lax.scan(one, carry, chunk)
 
 
-def _count_rounds(stream: Any) -> int:
+def _count_rounds(name: str, tree: Any) -> int:
     # A leaf without axes counts nothing.
     lengths = {
-        _checks.at(path): next(iter(leaf.shape), 0)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(stream)
+        _checks.at(path): next(iter(np.shape(leaf)), 0)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
-            "stream must hold arrays whose first axes count the same number of rounds, "
+            f"{name} must hold arrays whose first axes count the same number of rounds, "
             f"at least one; got the lengths {lengths}"
         )
     return next(iter(lengths.values()))
@@ -206,7 +220,8 @@ def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
       The average regret after each round, float64 of shape (rounds,).
 
     Raises:
-      ValueError: If the two are not of one length.
+      TypeError: If the two are not arrays of real numbers.
+      ValueError: If they are not of one length, or empty.
 
     Examples:
       >>> import numpy as np
@@ -216,12 +231,13 @@ def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
       >>> print(online.average_regret(slopes * points, online.best_linear(slopes, -1, 1)))
       [6.         2.         1.33333333 1.        ]
     """
-    losses, best = np.asarray(losses, np.float64), np.asarray(best, np.float64)
+    losses, best = _real("losses", losses), _real("best", best)
     if losses.ndim != 1 or losses.shape != best.shape:
         raise ValueError(
             "losses and best must be of shape (rounds,) both, "
             f"got losses of shape {losses.shape} and best of shape {best.shape}"
         )
+    _count_rounds("losses", losses)
     return (np.cumsum(losses) - best) / np.arange(1, len(losses) + 1)
 
 
@@ -236,7 +252,7 @@ def best_linear(
             = \sum_i \min(l_i S_{t,i},\ u_i S_{t,i}), \qquad S_t = \sum_{s \le t} z_s
 
     Args:
-      slopes: The :math:`z_s`, shape (rounds, ...).
+      slopes: The :math:`z_s`, finite, shape (rounds, ...).
       lower: The lower ends of the box, finite, broadcast to the shape of a point.
       upper: The upper ends, likewise.
 
@@ -244,7 +260,9 @@ def best_linear(
       The cost up to each round, float64 of shape (rounds,).
 
     Raises:
-      ValueError: If ``lower`` exceeds ``upper`` somewhere, or they are not finite.
+      TypeError: If an argument is not an array of real numbers.
+      ValueError: If ``slopes`` are empty, ``lower`` exceeds ``upper`` somewhere, one of the
+        three is not finite, or the bounds do not fit the shape of a point.
 
     Examples:
       >>> import numpy as np
@@ -252,10 +270,12 @@ def best_linear(
       >>> print(online.best_linear(np.array([3.0, -1.0, -1.0]), -1.0, 1.0))
       [-3. -2. -1.]
     """
-    low, high = _box(lower, upper)
+    slopes = _finite("slopes", slopes)
+    _count_rounds("slopes", slopes)
+    low, high = _box(lower, upper, slopes.shape[1:])
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"the box must be finite, got lower {lower} and upper {upper}")
-    sums = np.cumsum(np.asarray(slopes, np.float64), axis=0)
+    sums = np.cumsum(slopes, axis=0)
     return _over_coordinates(np.minimum(low * sums, high * sums))
 
 
@@ -271,11 +291,18 @@ def best_quadratic(
 
         \min_{l \le x \le u} \sum_{s \le t} \sum_i \tfrac12 a_{s,i} (x_i - c_{s,i})^2
 
-    In each coordinate it is the mean of the centers, weighted by the curvatures, clipped.
+    In each coordinate it is the mean of the centers, weighted by the curvatures, clipped. The
+    sum of squares around the mean grows from round to round by what is never negative, so that
+    nothing cancels, however far the centers are from 0:
+
+    .. math::
+
+        S_t = S_{t-1} + \frac{a_t W_{t-1}}{W_t} (c_t - \bar c_{t-1})^2, \qquad
+        W_t = \sum_{s \le t} a_s
 
     Args:
-      curvatures: The :math:`a_s`, positive, shape (rounds, ...).
-      centers: The :math:`c_s`, of the same shape.
+      curvatures: The :math:`a_s`, positive and finite, shape (rounds, ...).
+      centers: The :math:`c_s`, finite, of the same shape.
       lower: The lower ends of the box, broadcast to the shape of a point.
       upper: The upper ends, likewise.
 
@@ -283,34 +310,79 @@ def best_quadratic(
       The cost up to each round, float64 of shape (rounds,).
 
     Raises:
-      ValueError: If the shapes differ, a curvature is not positive, or ``lower`` exceeds
-        ``upper`` somewhere.
+      TypeError: If an argument is not an array of real numbers.
+      ValueError: If the shapes differ or have no rounds, a curvature is not positive, a number
+        is not finite, ``lower`` exceeds ``upper`` somewhere, or the bounds do not fit the
+        shape of a point.
 
     Examples:
       >>> import numpy as np
       >>> from amsgrad_jax import online
       >>> print(online.best_quadratic(np.array([1.0, 1.0]), np.array([0.0, 2.0])))
       [0. 1.]
+
+    References:
+      West, `Updating Mean and Variance Estimates: An Improved Method
+      <https://doi.org/10.1145/359146.359153>`_, Communications of the ACM 22, 1979.
     """
-    low, high = _box(lower, upper)
-    a, c = np.asarray(curvatures, np.float64), np.asarray(centers, np.float64)
+    a, c = _finite("curvatures", curvatures), _finite("centers", centers)
     if a.shape != c.shape:
         raise ValueError(
             "curvatures and centers must have one shape, "
             f"got curvatures of shape {a.shape} and centers of shape {c.shape}"
         )
+    _count_rounds("curvatures", a)
     if not (a > 0).all():
         raise ValueError(f"curvatures must be positive, got {a.min()}")
-    weight, mean = np.cumsum(a, axis=0), np.cumsum(a * c, axis=0) / np.cumsum(a, axis=0)
-    # Around the mean: a sum of squares and nothing that cancels at the best point.
-    spread = np.cumsum(a * c**2, axis=0) - weight * mean**2
-    return _over_coordinates(0.5 * (spread + weight * (np.clip(mean, low, high) - mean) ** 2))
+    low, high = _box(lower, upper, a.shape[1:])
+    # Seen from the first center: there the mean has the rounding of the spread, not of the
+    # centers. An origin common to all rounds would be far from some of them.
+    origin = c[0]
+    c = c - origin
+    weight = np.cumsum(a, axis=0)
+    mean = np.cumsum(a * c, axis=0) / weight
+    spread = np.zeros_like(c)
+    spread[1:] = np.cumsum(a[1:] * weight[:-1] / weight[1:] * (c[1:] - mean[:-1]) ** 2, axis=0)
+    beyond = np.clip(mean, low - origin, high - origin) - mean
+    return _over_coordinates(0.5 * (spread + weight * beyond**2))
 
 
-def _box(lower: jax.typing.ArrayLike, upper: jax.typing.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+def _real(name: str, value: Any) -> np.ndarray:
+    """Returns ``value`` as an array of float64, or raises."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        raise TypeError(f"{name} must be an array of real numbers, got {value!r}") from None
+    if not jnp.issubdtype(array.dtype, np.floating) and not jnp.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be an array of real numbers, got one of dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _finite(name: str, value: Any) -> np.ndarray:
+    array = _real(name, value)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
+def _box(
+    lower: jax.typing.ArrayLike, upper: jax.typing.ArrayLike, point: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of a box for points of this shape."""
+    ends = []
+    for name, value in (("lower", lower), ("upper", upper)):
+        end = _real(name, value)
+        try:
+            ends.append(np.broadcast_to(end, point))
+        except ValueError:
+            raise ValueError(
+                f"{name} of shape {end.shape} does not fit a point of shape {point}"
+            ) from None
+    low, high = ends
     if not (low <= high).all():
         raise ValueError(f"lower must not exceed upper, got lower {lower} and upper {upper}")
+    if not ((low < math.inf) & (high > -math.inf)).all():
+        raise ValueError(f"the box has no finite point, got lower {lower} and upper {upper}")
     return low, high
 
 
@@ -339,15 +411,26 @@ def regret_bound(
                 \sum_i \lVert g_{1:T,i} \rVert_2
 
     with :math:`\alpha_t = \alpha/\sqrt{t}`, :math:`\beta_1 = \beta_{11}` and
-    :math:`\gamma = \beta_1/\sqrt{\beta_2} < 1`. It holds for the convention ``"paper"``,
-    that step size, convex losses, and a set on which the projection is that of the metric
-    :math:`\sqrt{\hat v_t}`. Divide by T for a bound on the average regret.
+    :math:`\gamma = \beta_1/\sqrt{\beta_2} < 1`, where :math:`\beta_{1t}` never rises. It holds
+    for the convention ``"paper"``, that step size, convex losses, and a set on which the
+    projection is that of the metric :math:`\sqrt{\hat v_t}`. Divide by T for a bound on the
+    average regret.
+
+    A schedule that rises somewhere has half of the first term and twice the middle one, with
+    :math:`\beta_1 = \max_{t \le T} \beta_{1t}`. For the proof sums, with
+    :math:`c_t = \sqrt{\hat v_t}/\alpha_t` and :math:`r_t = 1/(1-\beta_{1t})`, the increases of
+    :math:`c_t r_t`, and as :math:`c_t` never falls,
+
+    .. math::
+
+        c_t r_t - c_{t-1} r_{t-1} = r_t (c_t - c_{t-1}) + (r_t - r_{t-1})\, c_{t-1}
+            \le \frac{c_t - c_{t-1}}{1-\beta_1} + \frac{\beta_{1t}\, c_t}{1-\beta_1}.
 
     Args:
-      gradients: The gradients :math:`g_t`, a tree of arrays of shape (rounds, ...).
+      gradients: The gradients :math:`g_t`, a tree of real arrays of shape (rounds, ...).
       nu_max: The maxima :math:`\hat v_t` after each round, a tree like ``gradients``.
       alpha: The first step size, positive.
-      b1: What the optimizer was given: a number, or a schedule that never rises.
+      b1: What the optimizer was given: a number, or a schedule, which may fall and rise.
       b2: Decay rate of the average of squared gradients, in (0, 1).
       diameter: The largest distance of two points of the set in one coordinate,
         :math:`D_\infty`; of the box [-1, 1] it is 2.
@@ -358,9 +441,10 @@ def regret_bound(
       The bound on the regret after each round, float64 of shape (rounds,).
 
     Raises:
-      TypeError: If a hyperparameter is not a number.
-      ValueError: If a hyperparameter is out of its range, :math:`\gamma` is not below 1,
-        ``b1`` rises, ``nu_max`` falls, or the two trees do not match.
+      TypeError: If a hyperparameter is not a number, or the trees are not of real arrays.
+      ValueError: If a hyperparameter is out of its range, ``b1`` in any round,
+        :math:`\gamma` is not below 1, ``nu_max`` falls or is negative, a number is not finite,
+        or the two trees do not match or have no rounds.
 
     Examples:
       >>> import amsgrad_jax
@@ -388,14 +472,16 @@ def regret_bound(
 
     References:
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
-      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorem 4. That its proof needs a
-      ``b1`` that does not rise: Tran and Phong, `On the Convergence Proof of AMSGrad and a
-      New Version <https://arxiv.org/abs/1904.03590>`_, IEEE Access 2019.
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorem 4. That one step of its printed
+      proof fails where ``b1`` falls, and repairs: Tran and Phong, `On the Convergence Proof of
+      AMSGrad and a New Version <https://arxiv.org/abs/1904.03590>`_, IEEE Access 2019.
     """
     terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
-    t = np.arange(1, len(terms.roots) + 1)
-    momentum = np.cumsum(terms.b1 * terms.roots * np.sqrt(t)) / alpha
-    return terms.outer + diameter**2 / (2 * (1 - terms.b1[0])) * momentum
+    distance = terms.scale * terms.roots
+    momentum = terms.scale / 2 * np.cumsum(terms.b1 * terms.roots)
+    if (np.diff(terms.b1) <= 0).all():
+        return distance + momentum + terms.gradient
+    return distance / 2 + 2 * momentum + terms.gradient
 
 
 def regret_bound_decaying_b1(
@@ -431,7 +517,7 @@ def regret_bound_decaying_b1(
       The bound on the regret after each round, float64 of shape (rounds,).
 
     Raises:
-      TypeError: If a hyperparameter is not a number.
+      TypeError: As :func:`regret_bound`.
       ValueError: As :func:`regret_bound`, and if ``decay`` is out of its range.
 
     Examples:
@@ -445,24 +531,26 @@ def regret_bound_decaying_b1(
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Corollary 1.
     """
+    b1, decay = (float(_checks.hyperparameter(*x)) for x in (("b1", b1), ("decay", decay)))
     if not 0 < decay < 1:
         raise ValueError(f"decay must be a number in (0, 1), got {decay!r}")
     terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
     # From Theorem 4: v <= G^2, and sum_t lambda^(t-1) sqrt(t) <= sum_t lambda^(t-1) t =
     # 1/(1-lambda)^2, for each of the d coordinates and over alpha. Both belong to it.
-    largest = np.maximum.accumulate(terms.gradients.max(axis=1)) + eps
-    dimensions = terms.gradients.shape[1]
-    middle = b1 * diameter**2 * dimensions * largest / (2 * alpha * (1 - b1) * (1 - decay) ** 2)
-    return terms.outer + middle
+    largest = np.maximum.accumulate(terms.sizes.max(axis=1, initial=0)) + float(eps)
+    dimensions = terms.sizes.shape[1]
+    middle = terms.scale / 2 * terms.b1 * dimensions * largest / (1 - decay) ** 2
+    return terms.scale * terms.roots + middle + terms.gradient
 
 
 class _Terms(NamedTuple):
-    """The rounds' decay rates, their sums of roots, ``|g|``, and terms 1 and 3 together."""
+    """What the bounds are made of, for each round."""
 
     b1: np.ndarray
-    roots: np.ndarray
-    gradients: np.ndarray
-    outer: np.ndarray
+    scale: np.ndarray  # D^2 / (alpha (1 - largest b1 so far))
+    roots: np.ndarray  # sqrt(t) times the sum of the roots of the maxima
+    sizes: np.ndarray  # of the gradients, in each coordinate
+    gradient: np.ndarray  # Theorem 4's third term
 
 
 def _bound_terms(
@@ -474,44 +562,74 @@ def _bound_terms(
     diameter: float,
     eps: float,
 ) -> _Terms:
-    for name, value in (("alpha", alpha), ("b2", b2), ("diameter", diameter), ("eps", eps)):
-        number = _checks.hyperparameter(name, value)
-        if number == 0 and name != "eps":
-            raise ValueError(f"{name} must be positive, got {value!r}")
+    alpha, b2, diameter = (
+        _positive(*x) for x in (("alpha", alpha), ("b2", b2), ("diameter", diameter))
+    )
+    eps = float(_checks.hyperparameter("eps", eps))
+    g, v = _matrix("gradients", gradients), _matrix("nu_max", nu_max)
     if _signature(gradients) != _signature(nu_max):
         raise ValueError(
             "gradients and nu_max must be trees of real arrays with equal shapes and dtypes, "
             f"got {_signature(gradients)} and {_signature(nu_max)}"
         )
-    g, v = np.abs(_matrix(gradients)), _matrix(nu_max)
-    if (np.diff(v, axis=0) < 0).any():
-        raise ValueError("nu_max falls somewhere: that is no running maximum, but Adam's nu?")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nu_max):
+        if np.min(leaf, initial=0) < 0:
+            raise ValueError(
+                f"nu_max must not be negative, got {np.min(leaf)} at {_checks.at(path)}"
+            )
+        if (np.diff(_real("nu_max", leaf), axis=0) < 0).any():
+            raise ValueError(
+                f"nu_max falls at {_checks.at(path)}: that is no running maximum, but Adam's nu?"
+            )
     t = np.arange(1, len(g) + 1)
-    if callable(b1):
-        rates = np.asarray(jax.vmap(b1)(jnp.arange(len(g))), np.float64)
-    else:
-        rates = np.full(len(g), _checks.hyperparameter("b1", b1))
-    # The proof telescopes sqrt(v_t) / (alpha_t (1 - b1_t)). The theorem's `b1_t <= b1` alone
-    # does not make that work; rates that never rise do, and that even with half of term 1.
-    if (np.diff(rates) > 0).any():
-        raise ValueError("b1 must be a schedule that never rises, this one does")
-    first = _checks.hyperparameter("b1", rates[0])
-    gamma = first / math.sqrt(b2)
-    if gamma >= 1:
-        raise ValueError(f"b1 / sqrt(b2) must be below 1, got {gamma} for b1 {first} and b2 {b2}")
-    roots = (np.sqrt(v) + eps).sum(axis=1)
+    rates = _rates(b1, len(g))
+    largest = np.maximum.accumulate(rates)
+    gamma = largest / math.sqrt(b2)
+    if gamma[-1] >= 1:
+        raise ValueError(
+            f"b1 / sqrt(b2) must be below 1, got {gamma[-1]} for b1 {largest[-1]} and b2 {b2}"
+        )
     norms = np.sqrt(np.cumsum(g**2, axis=0)).sum(axis=1)
-    outer = diameter**2 * np.sqrt(t) / (alpha * (1 - first)) * roots
-    outer += (
+    gradient = (
         alpha * np.sqrt(1 + np.log(t)) * norms
-        / ((1 - first) ** 2 * (1 - gamma) * math.sqrt(1 - b2))
+        / ((1 - largest) ** 2 * (1 - gamma) * math.sqrt(1 - b2))
     )  # fmt: skip
-    return _Terms(rates, roots, g, outer)
-
-
-def _matrix(tree: Any) -> np.ndarray:
-    """All leaves side by side: float64 of shape (rounds, coordinates)."""
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(
-        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
+    return _Terms(
+        b1=rates,
+        scale=diameter**2 / (alpha * (1 - largest)),
+        roots=np.sqrt(t) * (np.sqrt(v) + eps).sum(axis=1),
+        sizes=np.abs(g),
+        gradient=gradient,
     )
+
+
+def _positive(name: str, value: Any) -> float:
+    number = float(_checks.hyperparameter(name, value))
+    if number == 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return number
+
+
+def _rates(b1: float | optax.Schedule, rounds: int) -> np.ndarray:
+    """What the optimizer took for ``b1`` in each round."""
+    if not callable(b1):
+        return np.full(rounds, _checks.hyperparameter("b1", b1))
+    _checks.hyperparameter("b1", b1(jnp.int32(0)))  # one number, of what kind and shape
+    rates = np.asarray(jax.vmap(b1)(jnp.arange(rounds)), np.float64)
+    wrong = ~((rates >= 0) & (rates < 1))
+    if wrong.any():
+        count = wrong.argmax()
+        raise ValueError(
+            f"b1 must be a schedule with values in [0, 1), got {rates[count]} for the count {count}"
+        )
+    return rates
+
+
+def _matrix(name: str, tree: Any) -> np.ndarray:
+    """All leaves side by side, float64 of shape (rounds, coordinates), or raises."""
+    leaves = [
+        _finite(f"{name} at {_checks.at(path)}", leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    rounds = _count_rounds(name, tree)
+    return np.concatenate([leaf.reshape(rounds, math.prod(leaf.shape[1:])) for leaf in leaves], 1)

@@ -52,9 +52,13 @@ def projected(
     not matter, so that no convention's bias correction appears in them. Of a packed state
     :math:`x_t` is the number that the word stands for, which is also what the step divides by.
 
+    Weights span 19 decades in float32 and 154 in float64: see :func:`project`.
+
     The first step ends in the set wherever it starts; to start in it, see :func:`project`.
     The constraint holds up to the rounding of the sum of parameters and updates, in their
-    dtypes; ``nonnegative`` holds exactly.
+    dtypes. ``nonnegative`` holds exactly, unless updates are of a narrower dtype than the
+    parameters: in bfloat16, say, there is no update that takes every float32 to 0, and a
+    parameter can end below 0 by up to 0.4 % of where it was.
 
     Args:
       transformation: A complete optimizer, learning rate and sign included:
@@ -79,8 +83,9 @@ def projected(
     Raises:
       TypeError: If ``transformation`` or ``constraint`` is of another type, or if a
         parameter is not one of floating point.
-      ValueError: If ``eps`` is negative, if ``update`` gets no parameters, if the state
-        has no moments for a parameter or several, or if ``constraint`` changes the tree.
+      ValueError: If ``eps`` is negative, if ``update`` gets no parameters, or some that do not
+        match the updates, if the state has no moments for a parameter or several, or if
+        ``constraint`` changes the tree.
 
     Examples:
       >>> import amsgrad_jax
@@ -106,14 +111,9 @@ def projected(
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Algorithm 2.
     """
-    if not isinstance(transformation, optax.GradientTransformation):
-        raise TypeError(
-            "transformation must be an optax.GradientTransformation, got "
-            f"{transformation!r} of type {type(transformation).__name__}"
-        )
+    inner = _checks.transformation("transformation", transformation)
     _check_constraint(constraint)
     eps = _checks.hyperparameter("eps", eps)
-    inner = optax.with_extra_args_support(transformation)
 
     def update(
         updates: optax.Updates,
@@ -124,6 +124,11 @@ def projected(
         if params is None:
             raise ValueError("projected needs the parameters: call update(updates, state, params)")
         updates, state = inner.update(updates, state, params, **extra_args)
+        got, expected = (jax.tree.map(jnp.shape, tree) for tree in (params, updates))
+        if got != expected:
+            raise ValueError(
+                f"params must be a tree like the updates, whose shapes are {expected}; got {got}"
+            )
         start = _wide(params)
         y = jax.tree.map(lambda p, u: p + u.astype(p.dtype), start, updates)
         x = _apply(constraint, y, _metric(state, params, eps))
@@ -142,12 +147,14 @@ def project(constraint: Constraint, params: optax.Params, weights: Any = None) -
 
     Args:
       constraint: The set :math:`F`; see :func:`projected`.
-      params: A tree of arrays, floating point (or complex, where the set allows it).
+      params: A tree of arrays or numbers, floating point (or complex, where the set allows it).
       weights: The weights :math:`w`, not negative: a tree like ``params``, or an array for
-        every leaf. None is 1, the Euclidean projection. A common factor does not matter.
+        every leaf. None is 1, the Euclidean projection. A common factor does not matter. Weights
+        below 1e-19 of the largest (1.5e-154 in float64), and so those of 0, count as much as
+        1e-19 of it: between coordinates that weigh next to nothing no difference is made.
 
     Returns:
-      A tree like ``params``.
+      A tree of arrays like ``params``.
 
     Raises:
       TypeError: If ``params`` are not of floating point, or ``constraint`` no function.
@@ -167,7 +174,9 @@ def project(constraint: Constraint, params: optax.Params, weights: Any = None) -
     y = _wide(params)
     real = jax.tree.map(jnp.real, y)
     weights = jax.tree.unflatten(jax.tree.structure(y), _beside("weights", weights, real))
-    return jax.tree.map(lambda x, p: x.astype(p.dtype), _apply(constraint, y, weights), params)
+    return jax.tree.map(
+        lambda x, p: x.astype(jnp.result_type(p)), _apply(constraint, y, weights), params
+    )
 
 
 def box(lower: Any, upper: Any) -> Constraint:
@@ -185,8 +194,8 @@ def box(lower: Any, upper: Any) -> Constraint:
 
     Raises:
       TypeError: If bounds are no real numbers; later, if parameters are complex.
-      ValueError: If a lower bound is above its upper bound, or NaN; later, if bounds do
-        not fit the parameters.
+      ValueError: If a lower bound is above its upper bound, one is NaN or leaves no finite
+        number, or their shapes do not fit; later, if bounds do not fit the parameters.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -206,10 +215,20 @@ def box(lower: Any, upper: Any) -> Constraint:
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(low), jax.tree.leaves(high), strict=True
     ):
+        try:
+            np.broadcast_shapes(np.shape(a), np.shape(b))
+        except ValueError:
+            raise ValueError(
+                f"lower of shape {np.shape(a)} and upper of shape {np.shape(b)} do not fit each "
+                f"other at {_checks.at(path)}"
+            ) from None
         if _is_concrete(a) and _is_concrete(b) and np.any(np.asarray(a) > np.asarray(b)):
             raise ValueError(
                 f"lower must not be above upper, got {a} and {b} at {_checks.at(path)}"
             )
+        for name, end, none in (("lower", a, np.inf), ("upper", b, -np.inf)):
+            if _is_concrete(end) and np.any(np.asarray(end) == none):
+                raise ValueError(f"{name} must not be {none}, got {end} at {_checks.at(path)}")
 
     def constraint(y: Any, weights: Any) -> Any:
         del weights
@@ -353,7 +372,7 @@ def l2_ball(radius: jax.typing.ArrayLike, center: Any = 0.0, *, over: Over = "tr
 
     Raises:
       TypeError: If ``radius`` or ``center`` are no numbers.
-      ValueError: If ``radius`` is not positive, ``center`` is NaN, or ``over`` unknown;
+      ValueError: If ``radius`` is not positive, ``center`` not finite, or ``over`` unknown;
         later, if ``center`` does not fit the parameters.
 
     Examples:
@@ -367,6 +386,7 @@ def l2_ball(radius: jax.typing.ArrayLike, center: Any = 0.0, *, over: Over = "tr
       <https://doi.org/10.1137/0904038>`_, SIAM J. Sci. Stat. Comput. 4, 1983, section 3.
     """
     radius, center = _positive("radius", radius), _numbers("center", center, real=False)
+    _check_finite("center", center)
     solve = functools.partial(_l2_ball, radius)
     return _constraint("l2_ball", over, solve, allow_complex=True, center=center)
 
@@ -607,10 +627,8 @@ def _l2_ball(radius: float | jax.Array, ys: _Arrays, weights: _Arrays, center: _
 
 def _linear(name: str, normal: Any, offset: Any, over: Over) -> Constraint:
     normal, offset = _numbers("normal", normal), _numbers("offset", offset)
-    for what, value in (("normal", normal), ("offset", offset)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            if _is_concrete(leaf) and not np.all(np.isfinite(leaf)):
-                raise ValueError(f"{what} must be finite, got {leaf} at {_checks.at(path)}")
+    _check_finite("normal", normal)
+    _check_finite("offset", offset)
     if not _is_leaf(offset) or jnp.shape(offset) != ():
         raise ValueError(f"offset must be one number, got {offset!r}")
     paths = jax.tree_util.tree_leaves_with_path(normal)
@@ -662,7 +680,7 @@ def _apply(constraint: Constraint, y: Any, weights: Any) -> Any:
             "the constraint must return a tree like its first argument, whose shapes are "
             f"{expected}; got {got}"
         )
-    return x
+    return jax.tree.map(jnp.asarray, x)  # what a constraint of one's own returned may be a number
 
 
 def _check_constraint(constraint: Any) -> None:
@@ -708,12 +726,20 @@ def _numbers(name: str, value: Any, *, real: bool = True) -> Any:
     if not leaves:
         raise TypeError(f"{expected}, got {value!r}")
     for path, leaf in leaves:
-        is_number = isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
-        if not is_number or (real and jnp.iscomplexobj(leaf)):
+        # A bool, which Python takes for a number, has a dtype that is none; so has a string.
+        dtype = getattr(leaf, "dtype", type(leaf))
+        kinds = (np.integer, np.floating) if real else (np.number,)
+        if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
             raise TypeError(f"{expected}, got {leaf!r} at {_checks.at(path)}")
         if _is_concrete(leaf) and np.any(np.isnan(np.asarray(leaf))):
             raise ValueError(f"{name} must not be NaN, got {leaf} at {_checks.at(path)}")
     return value
+
+
+def _check_finite(name: str, value: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if _is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+            raise ValueError(f"{name} must be finite, got {leaf} at {_checks.at(path)}")
 
 
 def _beside(name: str, value: Any, tree: Any) -> _Arrays:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _rule, _state
+from amsgrad_jax import _checks, _rule, _state
 
 
 def reset_max(state: optax.OptState) -> Any:
@@ -99,7 +99,8 @@ def reset_max_when(
       fuses the choice into the update.
 
     Raises:
-      TypeError: If ``when`` is not a function, or does not return a scalar bool.
+      TypeError: If ``transformation`` is no transformation, ``when`` is not a function or does not
+        return a scalar bool; in ``update``, if the state is not a :class:`ResetMaxWhenState`.
       ValueError: In ``init``, if there is no state of AMSGrad in it.
 
     Examples:
@@ -115,9 +116,8 @@ def reset_max_when(
       >>> print(f"{updates:.5f}")
       -0.10000
     """
-    if not callable(when):
-        raise TypeError(f"when must be a function of the count, got {when!r}")
-    inner = optax.with_extra_args_support(transformation)
+    inner = _checks.transformation("transformation", transformation)
+    _checks.function("when", when, "the count")
 
     def init(params: optax.Params) -> ResetMaxWhenState:
         inner_state = inner.init(params)
@@ -130,9 +130,12 @@ def reset_max_when(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ResetMaxWhenState]:
-        now = jnp.asarray(when(state.count))
-        if now.dtype != jnp.bool_ or now.shape != ():
-            raise TypeError(f"when must return a scalar bool, got {now.dtype}{list(now.shape)}")
+        state = _checks.state_of(ResetMaxWhenState, state)
+        now = when(state.count)
+        is_bool = isinstance(now, bool) or getattr(now, "dtype", None) == jnp.bool_
+        if not is_bool or jnp.shape(now) != ():
+            got = _checks.describe(now) if hasattr(now, "dtype") else repr(now)
+            raise TypeError(f"when must return a scalar bool, got {got}")
         inner_state = jax.tree.map(
             lambda new, old: jnp.where(now, new, old),
             reset_max(state.inner_state),

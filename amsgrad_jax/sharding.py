@@ -108,9 +108,11 @@ def zero1_shardings(
       The shardings, and what could not be split.
 
     Raises:
-      TypeError: If a parameter has a sharding that is no ``NamedSharding``.
-      ValueError: If ``mesh`` has no such axis, if a parameter is on another mesh, or if a
-        moment in ``state`` has no parameter of its path and shape.
+      TypeError: If ``mesh`` is no mesh, ``axis`` no name or names, a leaf no array or shape, or
+        if a parameter has a sharding that is no ``NamedSharding``.
+      ValueError: If ``mesh`` has no such axis, if ``axis`` names none or one twice, if ``mesh`` has
+        more than 2**31 - 1 devices, if a parameter is on another mesh, or if a moment in ``state``
+        has no parameter of its path and shape.
 
     Examples:
       >>> import amsgrad_jax
@@ -132,6 +134,7 @@ def zero1_shardings(
       does it: Xu et al., `Automatic Cross-Replica Sharding of Weight Update in Data-Parallel
       Training <https://arxiv.org/abs/2004.13336>`_, 2020.
     """
+    _check(state, params, mesh)
     leaves = _place(state, params, mesh, axis)
     unsplit = tuple(
         Unsplit(_checks.at(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
@@ -168,7 +171,8 @@ def memory_report(
 
     Raises:
       TypeError: As :func:`zero1_shardings`, and if ``mesh`` is neither a mesh nor a number.
-      ValueError: As :func:`zero1_shardings`, and if the number of devices is not positive.
+      ValueError: As :func:`zero1_shardings`, and if the number of devices is not from 1 to
+        2**31 - 1.
 
     Examples:
       The optimizer of 8.6 billion parameters on 64 devices, on a laptop:
@@ -194,11 +198,13 @@ def memory_report(
             f"got {mesh!r}"
         )
     if isinstance(mesh, int):
-        if mesh < 1 or not isinstance(axis, str):
+        if not 1 <= mesh <= _checks.MOST_DEVICES or not isinstance(axis, str):
             raise ValueError(
-                f"mesh must be a positive number of devices along one axis, got {mesh} along {axis}"
+                f"mesh must be a number of devices from 1 to {_checks.MOST_DEVICES} along one "
+                f"axis, got {mesh} along {axis!r}"
             )
         mesh = AbstractMesh((mesh,), (axis,))
+    _check(state, params, mesh)
     of_params = sum(
         _bytes(array, _sharding(path, array, mesh)) for path, array in tree_leaves_with_path(params)
     )
@@ -221,13 +227,7 @@ class _Leaf(NamedTuple):
 
 
 def _place(state: Any, params: Any, mesh: AnyMesh, axis: str | Sequence[str]) -> list[_Leaf]:
-    axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    for one in axes:
-        if one not in mesh.shape:
-            raise ValueError(
-                f"axis must be in the mesh, which has {', '.join(map(repr, mesh.shape))}; "
-                f"got {one!r}"
-            )
+    axes = _axes(axis, mesh)
     of_params = {
         (path, jnp.shape(array)): _sharding(path, array, mesh)
         for path, array in tree_leaves_with_path(params)
@@ -245,6 +245,39 @@ def _place(state: Any, params: Any, mesh: AnyMesh, axis: str | Sequence[str]) ->
         return _Leaf(path, names[-1] if names else "state", array, like, zero1, is_split)
 
     return [place(path, array) for path, array in tree_leaves_with_path(state)]
+
+
+def _check(state: Any, params: Any, mesh: Any) -> None:
+    """Raises unless there is a mesh, and leaves have a shape and a dtype."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            f"mesh must be a jax.sharding.Mesh or a jax.sharding.AbstractMesh, got {mesh!r}"
+        )
+    if mesh.size > _checks.MOST_DEVICES:
+        raise ValueError(f"mesh must have at most {_checks.MOST_DEVICES} devices, got {mesh.size}")
+    for name, tree in (("state", state), ("params", params)):
+        for path, leaf in tree_leaves_with_path(tree):
+            if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+                raise TypeError(
+                    f"{name} must have arrays or jax.ShapeDtypeStruct for leaves, "
+                    f"got {leaf!r} at {_checks.at(path)}"
+                )
+
+
+def _axes(axis: Any, mesh: AnyMesh) -> tuple[str, ...]:
+    """The names of the axes, each once and in the mesh."""
+    axes = (axis,) if isinstance(axis, str) else axis
+    if not isinstance(axes, Sequence) or not all(isinstance(one, str) for one in axes):
+        raise TypeError(f"axis must be a name or a sequence of names, got {axis!r}")
+    if not axes or len({*axes}) < len(axes):
+        raise ValueError(f"axis must name at least one axis, and each once; got {axis!r}")
+    for one in axes:
+        if one not in mesh.shape:
+            raise ValueError(
+                f"axis must be in the mesh, which has {', '.join(map(repr, mesh.shape))}; "
+                f"got {one!r}"
+            )
+    return tuple(axes)
 
 
 def _split(

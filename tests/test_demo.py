@@ -117,8 +117,8 @@ def test_only_the_named_experiment_is_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--only", "weather"], r"'weather' \(choose from .*online.*regression.*digits"),
-        (["--seed", "-1"], "must not be negative, got -1"),
-        (["--seed", "one"], "one"),
+        (["--seed", "-1"], "must be an integer from 0 to 4294967295, got '-1'"),
+        (["--seed", "one"], "must be an integer from 0 to 4294967295, got 'one'"),
         (["--out", "occupied"], "'occupied' is no usable folder: File exists"),
         (["--out", "occupied/below"], "'occupied/below' is no usable folder: Not a directory"),
     ],

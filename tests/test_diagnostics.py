@@ -16,6 +16,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import amsgrad_jax
 from amsgrad_jax import diagnostics
@@ -112,6 +113,65 @@ def test_quantiles_of_a_large_leaf_come_from_a_fair_sample():
             rank = np.mean(np.sqrt(ratio) <= report[f"slowdown_q{100 * q:g}"])
             assert abs(rank - q) < 0.015  # a bin is 0.7 % of the coordinates here
         assert report["frozen"] == pytest.approx(np.mean(np.sqrt(ratio) >= 100), abs=1e-6)
+
+
+def of_slowdowns(*leaves):
+    """A state with these slowdowns, whose squares float32 holds exactly."""
+    ratio = [np.float32(slowdown) ** 2 for slowdown in leaves]
+    return state_of([np.ones_like(leaf) for leaf in ratio], ratio)
+
+
+# Lower ends of the bins from 1 to 2**60, where a quantile is what it is: exact to the rank.
+ENDS = np.ravel((1 + np.arange(32) / 32) * 2.0 ** np.arange(60)[:, None])
+
+
+@pytest.mark.parametrize("number", [10, 100, 700, 1900])
+def test_quantiles_have_the_rank_that_integers_give(number):
+    chosen = np.random.default_rng(number).permutation(ENDS)[:number]
+    hundredths = range(10, 101, 10) if number == 10 else range(1, 101)
+    report = diagnostics.max_report(
+        of_slowdowns(chosen), quantiles=[k / 100 for k in hundredths], per="tree"
+    )
+    for k in hundredths:
+        rank = -(-k * number // 100)  # of k number / 100, rounded up
+        assert report[f"slowdown_q{k}"] == np.sort(chosen)[rank - 1]
+
+
+@pytest.mark.parametrize("size", [16_382, 20_000, 100_003, 1_000_000])
+def test_the_last_quantile_is_the_largest_and_no_more(size):
+    """One coordinate in 100 has the largest slowdown, and so some in the sample do."""
+    slowdowns = 2.0 ** np.random.default_rng(size).integers(0, 5, size)
+    slowdowns[::101] = 64
+    report = diagnostics.max_report(
+        of_slowdowns(slowdowns),
+        quantiles=(0.999, 1.0),
+        learning_rate=1.0,
+        eps=0.0,
+        convention="paper",
+    )
+    assert report["0/slowdown_q100"] == report["0/slowdown_max"] == slowdowns.max()
+    assert report["0/slowdown_q99.9"] == 64
+    assert report["0/step_size_q100"] == 1 / slowdowns.min()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_no_quantile_of_a_group_exceeds_its_largest_slowdown(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice([1, 30, 16_381, 16_400, 50_000], 4)
+    leaves = [10 ** rng.exponential(1, size).clip(0, 15) for size in sizes]
+    state = of_slowdowns(*leaves)
+    report = diagnostics.max_report(state, per="tree", quantiles=(0.9999999, 1.0))
+    assert report["slowdown_q99.99999"] <= report["slowdown_q100"] <= report["slowdown_max"]
+    np.testing.assert_allclose(report["slowdown_max"], max(map(np.max, leaves)), rtol=1e-6)
+
+
+def test_leaves_of_which_a_sample_is_counted_count_by_their_size():
+    """50,000 coordinates of slowdown 2, 500 of 8: they part at 0.990099, not at 0.97."""
+    state = of_slowdowns(np.full(500, 8.0), np.full(50_000, 2.0))
+    report = diagnostics.max_report(state, per="tree", quantiles=(0.98, 0.9900, 0.9902, 1.0))
+    got = [report[f"slowdown_q{q}"] for q in (98, 99, 99.02, 100)]
+    assert got == [2, 2, 8, 8]
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -448,6 +508,29 @@ def test_plot_shows_every_leaf_and_step():
     assert axes.collections[0].get_clim() == (0, 1)
 
 
+@pytest.mark.parametrize("steps", [[100], [7, 10, 40], [0, 1], [-3.5, 2.5]])
+@pytest.mark.parametrize("leaves", [[""], ["kernel"], ["a", "b", "c"]])
+def test_plot_draws_cells_that_have_an_area_around_their_step(steps, leaves):
+    keys = [f"{leaf}/slowdown_q90".lstrip("/") for leaf in leaves]
+    figure = diagnostics.plot({step: dict.fromkeys(keys, 1.0 + abs(step)) for step in steps})
+    corners = figure.axes[0].collections[0].get_coordinates()
+    columns, rows = corners[0, :, 0], corners[:, 0, 1]
+    assert corners.shape == (len(leaves) + 1, len(steps) + 1, 2)
+    assert (np.diff(columns) > 0).all()
+    assert (np.diff(rows) > 0).all()
+    assert (columns[:-1] < steps).all()
+    assert (steps < columns[1:]).all()
+    assert (rows[:-1] < range(len(leaves))).all()
+    assert (range(len(leaves)) < rows[1:]).all()
+    # And when it is drawn: almost all within the axes is cells, not the white of the paper.
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    left, bottom, right, top = figure.axes[0].get_window_extent().extents.astype(int)
+    inside = pixels[bottom + 3 : top - 3, left + 3 : right - 3]
+    assert (inside.min(axis=-1) < 255).mean() > 0.9
+
+
 @pytest.mark.parametrize("values", [[1.0], [0.0, np.inf], [np.nan, 3.0]])
 def test_plot_takes_what_a_broken_run_gives(values, tmp_path):
     reports = {step: {"slowdown_q90": jnp.float32(value)} for step, value in enumerate(values)}
@@ -491,6 +574,15 @@ def test_state_without_amsgrad():
         ({"per": "layer"}, ValueError, "per must be 'leaf', 'tree' or a function.* got 'layer'"),
         ({"quantiles": (0.5, 0.0)}, ValueError, r"quantiles must be in \(0, 1\], got 0.0"),
         ({"quantiles": (90,)}, ValueError, "got 90"),
+        ({"quantiles": (float("nan"),)}, ValueError, r"quantiles must be in \(0, 1\], got nan"),
+        ({"quantiles": 0.5}, TypeError, r"quantiles must be a sequence of numbers .*, got 0.5"),
+        ({"quantiles": ("0.5",)}, TypeError, "quantiles must be numbers in .*, got '0.5'"),
+        ({"quantiles": (True,)}, TypeError, "quantiles must be numbers in .*, got True"),
+        ({"per": lambda path: None}, TypeError, "per must return the name .*, got None for 'w'"),
+        ({"frozen": "100"}, TypeError, "frozen must be a slowdown of at least 1, got '100'"),
+        ({"frozen": np.ones(2)}, TypeError, "frozen must be a slowdown of at least 1, got array"),
+        ({"learning_rate": lambda count: None}, TypeError, "learning_rate must be .* got None"),
+        ({"learning_rate": lambda count: -1.0}, ValueError, "learning_rate must be .* got -1.0"),
         ({"frozen": 0.5}, ValueError, "frozen must be .* got 0.5"),
         ({"frozen": float("nan")}, ValueError, "frozen must be"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be"),
@@ -513,6 +605,43 @@ def test_bad_arguments_of_a_report(arguments, error, message):
 def test_bad_interval(every, error):
     with pytest.raises(error, match=f"every must be .* got {every}"):
         diagnostics.watch(amsgrad_jax.amsgrad(0.1), every)
+
+
+def test_bad_watches():
+    optimizer = amsgrad_jax.amsgrad(0.1)
+    with pytest.raises(TypeError, match="transformation must be an optax.Gradient.*, got 3 of"):
+        diagnostics.watch(3, 2)
+    with pytest.raises(TypeError, match="report must be a function of a state, got 3"):
+        diagnostics.watch(optimizer, 2, 3)
+    with pytest.raises(TypeError, match="state must be the WatchState that init made, got tuple"):
+        diagnostics.watch(optimizer, 2).update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize(
+    ("reports", "error", "message"),
+    [
+        (None, TypeError, "reports must be a mapping from steps to reports, got NoneType"),
+        ([{"w/binding": 0.1}], TypeError, "reports must be a mapping .*, got list"),
+        ({1: 3}, TypeError, "reports must be a mapping from steps to reports"),
+        ({"one": {"w/binding": 0.1}}, TypeError, "steps of reports must be numbers, got 'one'"),
+        ({np.inf: {"w/binding": 0.1}}, ValueError, "steps of reports must be finite, got inf"),
+        ({1: {"w/binding": "x"}}, TypeError, "w/binding must be a real scalar, got 'x'"),
+        ({1: {"w/binding": np.ones(2)}}, TypeError, "w/binding must be a real scalar, got array"),
+        (
+            {1: {"w/binding": 0.1}, 2: {"w/binding": 0.1, "b/binding": 0.1}},
+            ValueError,
+            "reports must all have the same keys, .* steps 1 and 2 only one has 'b/binding'",
+        ),
+        (
+            {2: {"b/binding": 0.1}, 1: {"w/binding": 0.1, "b/binding": 0.1}},
+            ValueError,
+            "reports must all have the same keys, .* steps 1 and 2 only one has 'w/binding'",
+        ),
+    ],
+)
+def test_bad_reports(reports, error, message):
+    with pytest.raises(error, match=message):
+        diagnostics.plot(reports, "binding")
 
 
 def test_bad_plots(monkeypatch):

@@ -1,6 +1,7 @@
 """Projections beside scipy, a long-double solver and closed forms; `projected` beside both."""
 
 import re
+from fractions import Fraction
 
 import chex
 import jax
@@ -255,6 +256,21 @@ def test_a_coordinate_without_weight_goes_first_and_one_of_infinite_weight_last(
     np.testing.assert_allclose(x, [1, -4, 3])
     x = projections.project(budget, y, jnp.array([1.0, jnp.inf, 1.0]))
     np.testing.assert_allclose(x, [-2, 2, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "smallest"), [("float32", 1e-19), ("float64", 1.5e-154)])
+def test_weights_below_the_smallest_count_as_much_as_that(dtype, smallest):
+    """By fractions: of tiny weights those above it share as they weigh, those below it alike."""
+    y = [Fraction(1), Fraction(2), Fraction(3)]
+    with enable_x64(dtype == "float64"):
+        for tiny, shares in (((3e3, 6e3), (2, 1)), ((3e-3, 6e-6), (1, 1)), ((0.0, 1e-3), (1, 1))):
+            weights = np.array([1.0, *(smallest * np.array(tiny))], dtype)
+            x = projections.project(
+                projections.hyperplane(1.0, 0.0), jnp.array([1.0, 2.0, 3.0], dtype), weights
+            )
+            parts = [Fraction(0), *(Fraction(share, sum(shares)) for share in shares)]
+            want = [float(a - sum(y) * part) for a, part in zip(y, parts, strict=True)]
+            np.testing.assert_allclose(x, want, rtol=4 * jnp.finfo(dtype).eps)
 
 
 @every_constraint
@@ -603,6 +619,38 @@ def test_half_precision_holds_to_its_rounding(name):
     assert outside <= (0 if name == "nonnegative" else 2**-8 * RADIUS * SIZE**0.5)
 
 
+@pytest.mark.parametrize(
+    ("params", "updates", "below"),
+    [
+        ("float32", "float32", 0),
+        ("bfloat16", "bfloat16", 0),
+        ("float16", "float16", 0),
+        ("bfloat16", "float32", 0),
+        ("float32", "bfloat16", 2**-8),  # half a unit in the last of 8 bits
+        ("float32", "float16", 2**-11),
+    ],
+)
+def test_nonnegative_holds_exactly_unless_updates_are_narrower(params, updates, below):
+    rng = np.random.default_rng(7)
+    before = jnp.asarray(rng.exponential(size=2000), params)
+    gradients = jnp.asarray(rng.uniform(-1, 3, size=2000), updates)
+    optimizer = projections.projected(amsgrad_jax.amsgrad(3.0), projections.nonnegative())
+    steps, _ = optimizer.update(gradients, optimizer.init(before), before)
+    after = optax.apply_updates(before, steps)
+    assert (steps.dtype, after.dtype) == (updates, params)
+    share = np.asarray(after, np.float64) / np.asarray(before, np.float64)
+    assert (share >= -below).all()
+    assert (abs(share) <= below).sum() > 1000  # as many as have a positive gradient
+    assert ((share < 0).sum() > 100) == (below > 0)
+
+
+def test_numbers_are_parameters_too():
+    x = projections.project(projections.simplex(), [2.0, {"w": 1.5}])
+    chex.assert_trees_all_close(x, [jnp.float32(0.75), {"w": jnp.float32(0.25)}])
+    x = projections.project(lambda y, weights: 0.25, jnp.float32(3))
+    chex.assert_trees_all_equal(x, jnp.float32(0.25))
+
+
 def test_a_start_outside_is_inside_after_one_step():
     params = jnp.full(SIZE, 100.0)
     optimizer = projections.projected(amsgrad_jax.amsgrad(1e-3), projections.l2_ball(RADIUS))
@@ -670,6 +718,20 @@ def test_reaches_the_minimum_that_scipy_finds_and_the_euclidean_projection_does_
         (lambda: projections.box(0.0, jnp.nan), ValueError, "upper must not be NaN"),
         (lambda: projections.box(None, 1.0), TypeError, "lower must be a real number"),
         (lambda: projections.box("0", 1.0), TypeError, "lower must be a real number"),
+        (lambda: projections.box(True, 2.0), TypeError, "lower must be a real number"),
+        (lambda: projections.box({"w": 0.0}, {"w": np.ones(2, bool)}), TypeError, "array([ True,"),
+        (lambda: projections.box(0.0, np.array(["a"])), TypeError, "upper must be a real number"),
+        (lambda: projections.box(np.inf, np.inf), ValueError, "lower must not be inf, got inf"),
+        (
+            lambda: projections.box(-np.inf, {"w": np.array([1, -np.inf])}),
+            ValueError,
+            "upper must not be -inf, got [  1. -inf] at ['w']",
+        ),
+        (
+            lambda: projections.box({"w": np.zeros(2)}, {"w": np.ones(3)}),
+            ValueError,
+            "lower of shape (2,) and upper of shape (3,) do not fit each other at ['w']",
+        ),
         (lambda: projections.box(0j, 1.0), TypeError, "lower must be a real number"),
         (lambda: projections.simplex(0.0), ValueError, "total must be positive, got 0.0"),
         (lambda: projections.simplex(-1.0), ValueError, "total must be a number in [0, inf)"),
@@ -677,6 +739,14 @@ def test_reaches_the_minimum_that_scipy_finds_and_the_euclidean_projection_does_
         (lambda: projections.l2_ball(float("nan")), ValueError, "radius must be a number"),
         (lambda: projections.l2_ball("1"), TypeError, "radius must be a number"),
         (lambda: projections.l2_ball(1.0, jnp.nan), ValueError, "center must not be NaN"),
+        (
+            lambda: projections.l2_ball(1.0, {"w": np.array([0, np.inf])}),
+            ValueError,
+            "center must be finite, got [ 0. inf] at ['w']",
+        ),
+        (lambda: projections.l2_ball(1.0, True), TypeError, "center must be a number"),
+        (lambda: projections.halfspace(True, 1.0), TypeError, "normal must be a real number"),
+        (lambda: projections.halfspace(1.0, True), TypeError, "offset must be a real number"),
         (lambda: projections.l2_ball(1.0, over="rows"), ValueError, "over must be one of"),
         (lambda: projections.halfspace(0.0, 1.0), ValueError, "normal must not be zero"),
         (lambda: projections.halfspace(jnp.inf, 1.0), ValueError, "normal must be finite"),
@@ -718,6 +788,11 @@ def test_reaches_the_minimum_that_scipy_finds_and_the_euclidean_projection_does_
             "weights must not be negative, got [ 1. -1.] at ['w']",
         ),
         (
+            lambda: projections.project(SET, jnp.ones(2), np.ones(2, bool)),
+            TypeError,
+            "weights must be a real number",
+        ),
+        (
             lambda: projections.project(SET, jnp.ones(2), jnp.nan),
             ValueError,
             "weights must not be NaN",
@@ -738,6 +813,20 @@ def test_update_without_params():
     optimizer = projections.projected(INNER, SET)
     with pytest.raises(ValueError, match="projected needs the parameters"):
         optimizer.update(START, optimizer.init(START))
+
+
+@pytest.mark.parametrize(
+    ("params", "shapes"),
+    [
+        ({"w": jnp.ones(3)}, "{'w': (3,)}"),
+        ({"w": jnp.ones(3), "b": jnp.ones(3)}, "{'b': (3,), 'w': (3,)}"),
+    ],
+)
+def test_params_that_do_not_match_the_updates(params, shapes):
+    optimizer = projections.projected(INNER, SET)
+    message = f"updates, whose shapes are {{'b': (2,), 'w': (3,)}}; got {shapes}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.update(START, optimizer.init(START), params)
 
 
 def test_no_moments_or_several():

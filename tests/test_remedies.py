@@ -125,11 +125,32 @@ def test_a_schedule_of_resets_costs_no_memory():
         (100, "when must be a function of the count, got 100"),
         (lambda count: count, r"when must return a scalar bool, got int32\[\]"),
         (lambda count: jnp.ones(2, bool), r"when must return a scalar bool, got bool\[2\]"),
+        (lambda count: None, "when must return a scalar bool, got None"),
+        (lambda count: "now", "when must return a scalar bool, got 'now'"),
     ],
 )
 def test_bad_schedules(when, message):
     with pytest.raises(TypeError, match=message):
         follow(remedies.reset_max_when(amsgrad_jax.amsgrad(0.1), when), random_gradients(1))
+
+
+def test_what_is_no_transformation_or_not_its_state():
+    with pytest.raises(TypeError, match="transformation must be an optax.Gradient.*, got 3 of"):
+        remedies.reset_max_when(3, lambda count: count < 3)
+    inner = amsgrad_jax.amsgrad(0.1)
+    with pytest.raises(TypeError, match="state must be the ResetMaxWhenState .*, got tuple"):
+        remedies.reset_max_when(inner, lambda count: count < 3).update(PARAMS, inner.init(PARAMS))
+
+
+def test_a_schedule_may_return_a_python_bool():
+    always = remedies.reset_max_when(amsgrad("full"), lambda count: True)
+    never = remedies.reset_max_when(amsgrad("full"), lambda count: False)
+    spike = jax.tree.map(lambda g: 1e3 * g, PARAMS)
+    (*_, held), _ = follow(never, [spike, PARAMS])
+    (*_, free), _ = follow(always, [spike, PARAMS])
+    (*_, adams), _ = follow(optax.adam(0.1), [spike, PARAMS])
+    chex.assert_trees_all_close(free, adams, rtol=1e-5)
+    assert jnp.all(jnp.abs(free["w"]) >= jnp.abs(held["w"]))
 
 
 def test_nothing_to_reset():

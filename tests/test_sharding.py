@@ -235,6 +235,30 @@ def test_each_device_holds_an_eighth(storage):
         assert [8 * shard.data.nbytes for shard in leaf.addressable_shards] == 8 * [leaf.nbytes]
 
 
+def with_data_parallelism(optimizer, params):
+    """The step and the first state of docs/many_devices.md without ZeRO."""
+    init = jax.jit(optimizer.init, out_shardings=NamedSharding(MESH, P()))
+    return jax.jit(make_step(optimizer)), init(params)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [with_data_parallelism, lambda *given: jit_with_zero1(*given, MESH)],
+    ids=["data parallelism", "ZeRO"],
+)
+def test_no_step_but_the_first_is_compiled(program, caplog):
+    params = on(MESH, start(), P())
+    step, state = program(dyadic("full"), params)
+    compiled = lambda: sum(
+        bool(re.match(r"Compiling (jit\()?step\b", record.message)) for record in caplog.records
+    )
+    with jax.log_compiles():
+        params, state = follow(step, params, state, lambda x: on(MESH, x, P("data")), count=1)
+        assert compiled() == 1
+        follow(step, params, state, lambda x: on(MESH, x, P("data")))
+    assert compiled() == 1
+
+
 def test_splits_the_largest_dimension_that_is_free():
     shape = lambda *dimensions, spec=None: jax.ShapeDtypeStruct(
         dimensions, jnp.float32, sharding=None if spec is None else NamedSharding(GRID, spec)
@@ -440,13 +464,49 @@ def test_plan_prints_a_table(dtype, optaxs, capsys):
             np.testing.assert_allclose(state, per_param * size / 1e9 / devices, atol=1e-3)
 
 
+@pytest.mark.parametrize("number", [1e15, 1e30, 1e200])
+@pytest.mark.parametrize("devices", [8, 2**31 - 1])
+def test_plan_counts_models_of_any_size(number, devices, capsys):
+    """By the formula of its help, in integers."""
+    assert __main__.main(["plan", "--params", str(number), "--devices", str(devices)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = re.match(r"([\d.]+)e9 parameters in float32: (\d+) layers, width (\d+)", lines[0])
+    layers, width = int(head[2]), int(head[3])
+    size = 32768 * width + layers * (12 * width**2 + 2 * width) + width
+    assert abs(size / number - 1) < 0.01
+    rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in lines[4:]}
+    share = 1 if width % devices else devices
+    for name, (mu, nu, nu_max) in {
+        "full": (4, 4, 4),
+        "compact": (2, 2, 1),
+        "tiny": (1, 2, 1),
+        "optax.amsgrad": (4, 4, 4),
+    }.items():
+        state = mu + nu + nu_max
+        per_param = [4, 4, mu / share, nu / share, nu_max / share, state / share, state]
+        expected = [devices, *(size * number / 1e9 for number in per_param)]
+        np.testing.assert_allclose(rows[name], expected, rtol=1e-12, atol=1e-3)  # 3 decimals
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--params", "1e6"], ["--params", "inf"], ["--devices", "0"], ["--storage", "x"]]
+    ("arguments", "message"),
+    [
+        (["--params", "1e6"], "must be a number of at least 1e+08, got '1e6'"),
+        (["--params", "inf"], "must be a number of at least 1e+08, got 'inf'"),
+        (["--params", "nan"], "must be a number of at least 1e+08, got 'nan'"),
+        (["--params", "many"], "must be a number of at least 1e+08, got 'many'"),
+        (["--devices", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--devices", "8.5"], "must be an integer from 1 to 2147483647, got '8.5'"),
+        (["--devices", "2147483648"], "must be an integer from 1 to 2147483647, got '2147483648'"),
+        (["--storage", "x"], "invalid choice: 'x'"),
+    ],
 )
-def test_plan_refuses(arguments, capsys):
+def test_plan_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         __main__.main(["plan", *arguments])
-    assert arguments[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"argument {arguments[0]}: {message}" in error
+    assert not re.search(r"\b_\w+ value", error)  # the name of a function of ours
 
 
 # It raises instead of guessing.
@@ -456,6 +516,43 @@ def test_an_axis_that_the_mesh_lacks():
     for axis in ("model", ("data", "model")):
         with pytest.raises(ValueError, match="axis must be in the mesh, which has 'data'; got 'mo"):
             sharding.zero1_shardings(optax.EmptyState(), start(), MESH, axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("axis", "error", "message"),
+    [
+        ((), ValueError, r"axis must name at least one axis, and each once; got \(\)"),
+        (("data", "data"), ValueError, r"axis must name .* each once; got \('data', 'data'\)"),
+        (3, TypeError, "axis must be a name or a sequence of names, got 3"),
+        ([["data"]], TypeError, r"axis must be a name or .*, got \[\['data'\]\]"),
+    ],
+)
+def test_an_axis_that_is_none(axis, error, message):
+    params = {"w": jnp.zeros((16, 8))}
+    state = amsgrad_jax.amsgrad(1e-2).init(params)
+    for function in (sharding.zero1_shardings, sharding.memory_report):
+        with pytest.raises(error, match=message):
+            function(state, params, MESH, axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("state", "params", "message"),
+    [
+        ("full", {}, "state must have arrays or .*, got 'full' at the root"),
+        (optax.EmptyState(), {"w": "x"}, r"params must have arrays or .*, got 'x' at \['w'\]"),
+    ],
+)
+def test_leaves_that_are_no_arrays(state, params, message):
+    for function in (sharding.zero1_shardings, sharding.memory_report):
+        with pytest.raises(TypeError, match=message):
+            function(state, params, MESH)
+
+
+def test_more_devices_than_a_sharding_holds():
+    mesh = AbstractMesh((2**16, 2**15), ("data", "model"))
+    for function in (sharding.zero1_shardings, sharding.memory_report):
+        with pytest.raises(ValueError, match="mesh must have at most 2147483647 devices, got 2147"):
+            function(optax.EmptyState(), start(), mesh)
 
 
 @pytest.mark.parametrize(
@@ -494,13 +591,17 @@ def test_params_with_a_sharding_of_another_kind():
         sharding.zero1_shardings(state, {"w": Leaf()}, MESH)
 
 
-@pytest.mark.parametrize(("mesh", "axis"), [(0, "data"), (-8, "data"), (8, ("a", "b"))])
+@pytest.mark.parametrize(
+    ("mesh", "axis"), [(0, "data"), (-8, "data"), (2**31, "data"), (8, ("a", "b")), (8, 3)]
+)
 def test_a_number_of_devices_is_positive_and_along_one_axis(mesh, axis):
-    with pytest.raises(ValueError, match="mesh must be a positive number of devices along one"):
+    message = f"mesh must be a number of devices from 1 to 2147483647 along one axis, got {mesh}"
+    with pytest.raises(ValueError, match=message):
         sharding.memory_report(optax.EmptyState(), start(), mesh, axis=axis)
 
 
 @pytest.mark.parametrize("mesh", [8.0, True, None, "data"])
 def test_a_mesh_is_a_mesh_or_a_number(mesh):
-    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh"):
-        sharding.memory_report(optax.EmptyState(), start(), mesh)
+    for function in (sharding.zero1_shardings, sharding.memory_report):
+        with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh"):
+            function(optax.EmptyState(), start(), mesh)
