@@ -19,10 +19,11 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax._state import Storage
 
 LEARNING_RATE = 1e-3
 CONVENTIONS = ("pytorch", "keras", "optax", "paper")
-STORAGES = ("full", "compact", "tiny")
+STORAGES: tuple[Storage, ...] = ("full", "packed")
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -121,11 +122,11 @@ def _through_optax(name: str, moves: int, optimizer: optax.GradientTransformatio
     return Optimizer(name, moves, xla.start, xla.compile)
 
 
-def ours(convention: str = "pytorch", storage: str = "full") -> Optimizer:
+def ours(convention: str = "pytorch", storage: Storage = "full") -> Optimizer:
     """Ours; its name is the storage, and the convention where that is not the default."""
     name = storage if convention == "pytorch" else f"{storage}, {convention}"
     optimizer = amsgrad_jax.amsgrad(LEARNING_RATE, convention=convention, storage=storage)
-    state = {"full": 12, "compact": 5, "tiny": 4}[storage]
+    state = {"full": 12, "packed": 4}[storage]
     return _through_optax(f"ours, {name}", 12 + 2 * state, optimizer)
 
 

@@ -13,8 +13,7 @@ _OTHER_WORK = ("optax.adam", "x ←")
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLORS = {
     "ours, full": "#0072B2",
-    "ours, compact": "#56B4E9",
-    "ours, tiny": "#009E73",
+    "ours, packed": "#009E73",
     "optax.amsgrad": "#E69F00",
     "Keras on JAX": "#CC79A7",
     "torch Adam, fused": "#D55E00",

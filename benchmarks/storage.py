@@ -15,10 +15,11 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax._state import Storage
 from benchmarks import machine, pages, storage_report
 from benchmarks.storage_problems import Problem, convolutional, mlp, transformer
 
-STORAGES = {storage_report.FULL: "full", storage_report.PACKED: "packed"}
+STORAGES: dict[str, Storage] = {storage_report.FULL: "full", storage_report.PACKED: "packed"}
 
 Apply = Callable[[Any, Any, jax.Array], Any]
 
@@ -163,7 +164,7 @@ def long_run(plan: Plan) -> dict[str, Any]:
     be a matter of its last digits; its optimum does not move with the size of the updates.
     """
 
-    def optimizer(storage: Any, rate: Any) -> optax.GradientTransformation:
+    def optimizer(storage: Storage, rate: Any) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(rate, plan.steps)
         return optax.chain(
             optax.add_decayed_weights(1e-3), amsgrad_jax.amsgrad(schedule, storage=storage)
@@ -243,7 +244,7 @@ def exactness(steps: int, elements: int = 4096) -> list[dict[str, Any]]:
 
     @functools.partial(jax.jit, static_argnames=("kind", "b2", "steps"))
     def run(kind: str, b2: float, steps: int) -> Any:
-        optimizers = [amsgrad_jax.scale_by_amsgrad(b2=b2, storage=s) for s in ("full", "packed")]
+        optimizers = [amsgrad_jax.scale_by_amsgrad(b2=b2, storage=s) for s in STORAGES.values()]
 
         def step(t: jax.Array, states: Any) -> Any:
             gradients = scales[kind]

@@ -1,6 +1,6 @@
 """Several hosts: one command starts processes that train together, and goes on where it was cut.
 
-    python examples/multi_host.py checkpoints --processes 2 --devices 4 --storage tiny
+    python examples/multi_host.py checkpoints --processes 2 --devices 4 --storage packed
 
 Kill any of it at any moment and give the command again: it resumes from the last complete
 checkpoint, on the processes and devices that it is given then.
@@ -124,7 +124,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help="of the checkpoints")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=4, help="of each process")
-    parser.add_argument("--storage", choices=("full", "compact", "tiny"), default="full")
+    parser.add_argument("--storage", choices=("full", "packed"), default="full")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--address", help=argparse.SUPPRESS)  # these two from the launcher

@@ -37,9 +37,11 @@ def test_every_run_trains_as_its_formula_does(optimizer):
             update, moments[i] = reference.step(convention, gradient, before, t, 0.9, 0.999, 1e-8)
             want[i] -= optimizers.LEARNING_RATE * update
     # Optax's 1 - b2**t has four digits in the first steps; codes move a step by a few per cent.
-    coded = optimizer.name.split(", ")[1:2] in (["compact"], ["tiny"])
+    packed = optimizer.name.split(", ")[1:2] == ["packed"]
     for start, got, end in zip(optimizers.parameters(SHAPES), run.params(), want, strict=True):
-        np.testing.assert_allclose(got - start, end - start, rtol=0.1 if coded else 1e-4, atol=2e-8)
+        np.testing.assert_allclose(
+            got - start, end - start, rtol=0.1 if packed else 1e-4, atol=2e-8
+        )
     size = sum(leaf.size for leaf in want)
     moments_bytes = (optimizer.moves - 12) / 2 * size
     assert moments_bytes <= run.state_bytes <= moments_bytes + 4 * 2 * len(SHAPES)  # and scalars

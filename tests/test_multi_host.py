@@ -99,17 +99,17 @@ def assert_same_bits(got, want):
 def test_two_processes_and_one_have_the_same_bits(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     for folder, processes, devices in (two, 2, 4), (one, 1, 8):
-        assert train(folder, "compact", processes, devices, steps=6) == 0
-    assert_same_bits(saved(two, "compact", 6), saved(one, "compact", 6))
+        assert train(folder, "packed", processes, devices, steps=6) == 0
+    assert_same_bits(saved(two, "packed", 6), saved(one, "packed", 6))
 
-    folder = two / "compact"  # what is not complete, or was and is not any more, is not read
+    folder = two / "packed"  # what is not complete, or was and is not any more, is not read
     shutil.copytree(folder / "6", folder / "9.orbax-checkpoint-tmp")
     with ocp.CheckpointManager(folder) as manager:
         assert manager.latest_step() == 6
     data = max((f for f in folder.glob("6/**/*") if f.is_file()), key=lambda f: f.stat().st_size)
     os.truncate(data, data.stat().st_size // 2)
     # In a process of its own, because Orbax leaves the other reads behind, unfinished.
-    done = run_python(ROOT / "examples" / "multi_host.py", two, "--storage", "compact")
+    done = run_python(ROOT / "examples" / "multi_host.py", two, "--storage", "packed")
     assert done.returncode == 1
     assert "OUT_OF_RANGE" in done.stderr
     assert "goes on" not in done.stdout
@@ -118,8 +118,8 @@ def test_two_processes_and_one_have_the_same_bits(tmp_path):
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("storage", "devices", "flags"),
-    [("full", 8, ""), ("tiny", 4, NO_FMA)],
-    ids=["full, ends on 8 devices", "tiny, ends on 4 devices"],
+    [("full", 8, ""), ("packed", 4, NO_FMA)],
+    ids=["full, ends on 8 devices", "packed, ends on 4 devices"],
 )
 def test_a_run_that_is_killed_six_times_ends_with_the_same_bits(storage, devices, flags, tmp_path):
     if flags == NO_FMA and platform.machine().lower() not in ("x86_64", "amd64"):

@@ -13,7 +13,7 @@ import amsgrad_jax
 from amsgrad_jax import remedies
 from tests.variants import CONVENTIONS
 
-STORAGES = ("full", "compact", "tiny")
+STORAGES = ("full", "packed")
 PARAMS = {"w": jnp.float32([1, -2, 3]), "b": jnp.float32(0.5), "none": None}
 
 
@@ -43,13 +43,13 @@ def follow(optimizer, gradients, state=None):
 
 def assert_same(got, want, storage="full"):
     """Equal up to the last bits, which XLA rounds differently in another program, and what a
-    code makes of them if they fall on its edge."""
-    rtol = 2e-6 if storage == "full" else 0.02
-    decoded = [
+    word makes of them if they fall on its edge."""
+    rtol = 2e-6 if storage == "full" else 0.07
+    numbers = [
         amsgrad_jax.convert_storage(tree, "full") if isinstance(tree, tuple) else tree
         for tree in (got, want)
     ]
-    chex.assert_trees_all_close(*decoded, rtol=rtol, atol=1e-6)
+    chex.assert_trees_all_close(*numbers, rtol=rtol, atol=1e-6)
 
 
 # Forgetting.
@@ -75,9 +75,15 @@ def test_reset_keeps_everything_else(storage):
     _, state = follow(optimizer, random_gradients(3))
     after = remedies.reset_max(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    ours, was = after[1][0], state[1][0]
-    chex.assert_trees_all_equal(ours[:3], was[:3])
-    assert all(not leaf.any() for leaf in jax.tree.leaves(ours.nu_max))
+    ours, was = (amsgrad_jax.convert_storage(s, "full")[1][0] for s in (after, state))
+    assert ours.count == was.count == 3
+    if storage == "full":
+        chex.assert_trees_all_equal(ours[:3], was[:3])
+        assert all(not leaf.any() for leaf in jax.tree.leaves(ours.nu_max))
+    else:  # rounded anew, beside the new maximum
+        chex.assert_trees_all_close(ours.mu, was.mu, rtol=1 / 32)
+        chex.assert_trees_all_close(ours.nu, was.nu, rtol=2e-3)
+        chex.assert_trees_all_close(ours.nu_max, was.nu, rtol=0.065)
     assert all(leaf.any() for leaf in jax.tree.leaves(was.nu_max))
 
 

@@ -574,7 +574,10 @@ def test_conversion_keeps_shardings():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(state=(optax.EmptyState(),), storage="full"), "found no state of amsgrad_jax"),
+        (
+            dict(state=(optax.EmptyState(),), storage="full"),
+            "found no amsgrad_jax.ScaleByAmsgradState or Packed",
+        ),
         (dict(storage="half"), "storage must be one of .* got 'half'"),
         (dict(storage=None), "storage must be one of .* got None"),
         (dict(storage=["full"]), "storage must be one of .* got "),

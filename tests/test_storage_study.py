@@ -126,11 +126,10 @@ def test_in_bfloat16_optax_does_not_take_a_step_and_we_go_on():
     plain = lambda params, updates, count: optax.apply_updates(params, updates)
     assert descend(optax.amsgrad(1e-3), plain, jnp.bfloat16) == (0.0, 1.0)
     _, exact = descend(optax.amsgrad(1e-3), plain, jnp.float32)
-    for name in ("compact", "tiny"):
-        ours = amsgrad_jax.amsgrad(1e-3, convention="optax", storage=name)
-        moved, mean = descend(ours, amsgrad_jax.stochastic_apply_updates, jnp.bfloat16)
-        assert moved == 1.0
-        assert 1 - mean == pytest.approx(1 - exact, rel=0.07)  # LOG8's bound, of the root
+    ours = amsgrad_jax.amsgrad(1e-3, convention="optax", storage="packed")
+    moved, mean = descend(ours, amsgrad_jax.stochastic_apply_updates, jnp.bfloat16)
+    assert moved == 1.0
+    assert 1 - mean == pytest.approx(1 - exact, rel=1 / 32)  # the bound of the root
 
 
 def test_in_bfloat16_the_average_of_optax_stands_still_and_ours_does_not():
@@ -144,7 +143,6 @@ def test_in_bfloat16_the_average_of_optax_stands_still_and_ours_does_not():
     early, late = (state_after(optax.scale_by_amsgrad(), t).nu.astype(float) for t in (700, 5000))
     np.testing.assert_array_equal(early, late)
     assert jnp.all(late <= 0.5)
-    for name in ("compact", "tiny"):
-        state = state_after(amsgrad_jax.scale_by_amsgrad(storage=name), 5000)
-        nu = amsgrad_jax.convert_storage(state, "full").nu
-        assert nu.mean() == pytest.approx(1 - 0.999**5000, rel=2**-8)  # one unit of its code
+    state = state_after(amsgrad_jax.scale_by_amsgrad(storage="packed"), 5000)
+    nu = amsgrad_jax.convert_storage(state, "full").nu
+    assert nu.mean() == pytest.approx(1 - 0.999**5000, rel=2**-9)  # one unit of its root

@@ -1,6 +1,5 @@
 """Every variant of the optimizer, for tests that all of them must pass."""
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -43,11 +42,10 @@ FULL_VARIANTS = [
     for i, convention in enumerate(CONVENTIONS)
     for factory, nesterov in (("amsgrad", i % 2 == 1), ("amsgradw", i % 2 == 0))
 ]
-CODED_VARIANTS = [
-    Variant(factory, convention, nesterov, storage)
-    for storage, (convention, (factory, nesterov)) in itertools.product(
-        ("compact", "tiny"),
-        zip(CONVENTIONS, 2 * [("amsgrad", False), ("amsgradw", True)], strict=True),
+PACKED_VARIANTS = [
+    Variant(factory, convention, nesterov, "packed")
+    for convention, (factory, nesterov) in zip(
+        CONVENTIONS, 2 * [("amsgrad", False), ("amsgradw", True)], strict=True
     )
 ]
-VARIANTS = FULL_VARIANTS + CODED_VARIANTS
+VARIANTS = FULL_VARIANTS + PACKED_VARIANTS

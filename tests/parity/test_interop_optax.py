@@ -156,19 +156,21 @@ def test_convert_leaves_the_same_maximum_alone(source, target):
     assert all(same.values()) == ((source == "optax") == (target == "optax"))
 
 
-@pytest.mark.parametrize("storage", ["compact", "tiny"])
-def test_convert_of_codes(storage):
+def test_convert_of_packed_moments():
     params = {"w": jnp.ones(3)}
-    optimizer = amsgrad_jax.scale_by_amsgrad(convention="optax", storage=storage)
+    optimizer = amsgrad_jax.scale_by_amsgrad(convention="optax", storage="packed")
     state = optimizer.init(params)
     for gradient in (1.0, -20.0, 300.0):
         _, state = optimizer.update({"w": jnp.array([1.0, 2.0, 4.0]) * gradient}, state)
     there = interop.convert(state, from_convention="optax", to_convention="pytorch")
     chex.assert_trees_all_equal_shapes_and_dtypes(there, state)
-    chex.assert_trees_all_equal((there.mu, there.nu), (state.mu, state.nu))
-    numbers = lambda state: amsgrad_jax.convert_storage(state, "full").nu_max["w"]
-    want = numbers(state) * (1 - 0.999**4)
-    np.testing.assert_allclose(numbers(there), want, rtol=0.143)  # the bound of the codec
+    there, state = (amsgrad_jax.convert_storage(one, "full") for one in (there, state))
+    want = np.asarray(state.nu_max["w"]) * (1 - 0.999**4)
+    # Roots are rounded to 4 bits of mantissa; what is stored in units of them, to units of the
+    # smaller ones, and nu is 1/32 of its maximum at most.
+    np.testing.assert_allclose(np.sqrt(there.nu_max["w"]), np.sqrt(want), rtol=1 / 32)
+    np.testing.assert_allclose(there.mu["w"], state.mu["w"], rtol=1 / 32)
+    np.testing.assert_allclose(there.nu["w"], state.nu["w"], rtol=1e-2)
 
 
 def test_complex():

@@ -482,16 +482,15 @@ def test_states_that_torch_cannot_continue():
         interop.to_torch(other, params, theirs, **HOW)
 
 
-@pytest.mark.parametrize("storage", ["compact", "tiny"])
-def test_codes_enter_and_leave(storage):
+def test_packed_moments_enter_and_leave():
     tensors = tensors_at_start()
     theirs = torch_optimizer(tensors)
     torch_steps(tensors, theirs, 0, 20)
     params = to_jax(values(tensors))
     full, _ = interop.from_torch(theirs, params, **HOW)
-    optimizer = amsgrad_jax.amsgrad(0.1, storage=storage)
+    optimizer = amsgrad_jax.amsgrad(0.1, storage="packed")
     state = interop.put(optimizer.init(params), full)
-    chex.assert_trees_all_equal(state[0], amsgrad_jax.convert_storage(full, storage))
+    chex.assert_trees_all_equal(state[0], amsgrad_jax.convert_storage(full, "packed"))
     back, _ = interop.from_torch(interop.to_torch(state, params, theirs, **HOW), params, **HOW)
     chex.assert_trees_all_equal(back, amsgrad_jax.convert_storage(state[0], "full"))
     count, *moments = interop.take(state, params)
