@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test faults parity lint types bench notebooks docs record clean
+.PHONY: help demo test faults parity lint types bench compiled notebooks docs record clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ types: $(VENV)/.with-dev ## pyright
 
 bench: $(VENV)/.with-parity ## speed, accuracy beside optax and PyTorch; ARGS=storage and others
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# In an environment of its own: where libtpu is installed, JAX looks for a TPU in every process.
+compiled: ## what XLA makes of a step for TPUs and GPUs that are not here; ARGS=--quick
+	$(MAKE) VENV=.venv-compiled .venv-compiled/.with-compiled
+	JAX_PLATFORMS=cpu .venv-compiled/bin/python -m benchmarks compiled $(ARGS)
 
 notebooks: $(VENV)/.with-docs ## execute the notebooks in place
 	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb

@@ -157,7 +157,7 @@ def differences(results: Results) -> Any:
     axes.invert_yaxis()
     axes.set(xlabel="above full storage, in %", ylabel="network, data, learning rate, b2")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left")
     return figure
 
 
