@@ -87,7 +87,9 @@ def pack(
     is the code of the larger.
     """
     mu, nu, nu_max = (jnp.asarray(moment, jnp.float32) for moment in moments)
-    root = jnp.where(jnp.isfinite(mu), _root_bits(nu_max), _ROOT)  # all of its bits: NaN
+    root = _root_bits(nu_max)
+    # All bits of a root are NaN. (`jnp.where` would be a call for XLA to inline in each leaf.)
+    root = jax.lax.select(jnp.isfinite(mu), root, jnp.full_like(root, _ROOT))
     if before is not None:
         root = jnp.maximum(root, before & _ROOT)
     # 1/s: the exponent with the other sign. No division, which costs XLA for CPU a third loop.
@@ -132,7 +134,7 @@ def _root_bits(nu_max: jax.Array) -> jax.Array:
 def _nu_max(root_bits: jax.Array) -> jax.Array:
     root = _as_float(root_bits)
     # Infinity is written out, though the square of 2**64 is infinite: XLA takes √(x·x) for |x|.
-    root = jnp.where(root == _INFINITE, jnp.inf, root)
+    root = jax.lax.select(root == _INFINITE, jnp.full_like(root, jnp.inf), root)
     return root * root
 
 

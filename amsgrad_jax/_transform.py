@@ -43,7 +43,7 @@ def _update_packed(
     wide, before = gradient.astype(c.b1.dtype), unpack(word)
     fresh = _rule.Moments(*_rule.averages(wide, before.mu, before.nu, c))
     bits = _rounding.random_bits(wide, salt, step)
-    word = _packed.pack(_rounding.not_differentiable(fresh), bits, before=word)
+    word = _packed.pack(fresh, bits, before=word)
     # A function of the new word: then XLA writes word and parameter in one pass on TPU and GPU,
     # and in two loops without temporaries on CPU. Of the moments before rounding it would need
     # a pass more (28 bytes per parameter instead of 20).
@@ -164,6 +164,7 @@ def scale_by_amsgrad(
         _state.check(state, storage)
         if storage == "packed":
             _state.check_real("gradients", updates)
+            updates = _rounding.not_differentiable(updates)
         _checks.match(updates, _state.like_params(state))
         count = jnp.asarray(optax.safe_increment(state.count))
         current = {
@@ -175,9 +176,10 @@ def scale_by_amsgrad(
 
         @functools.cache
         def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
-            return _rule.coefficients(
+            c = _rule.coefficients(
                 count, **current, convention=convention, nesterov=nesterov, dtype=dtype
             )
+            return c if storage == "full" else _rounding.not_differentiable(c)
 
         def update_leaf(
             path: Any, stored: _state.Stored, gradient: jax.Array
