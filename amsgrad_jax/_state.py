@@ -60,9 +60,14 @@ KINDS = (ScaleByAmsgradState, PackedAmsgradState)
 
 def resolve(storage: Any) -> Storage:
     """Returns the storage, or raises if there is none of that name."""
+    known = " or ".join(map(repr, get_args(Storage)))
+    if not isinstance(storage, str):
+        raise TypeError(
+            f"storage must be {known}, got {storage!r} of type {type(storage).__name__}"
+        )
     if storage not in get_args(Storage):
-        raise ValueError(f"storage must be one of {get_args(Storage)}, got {storage!r}")
-    return storage
+        raise ValueError(f"unknown storage {storage!r}: it must be {known}")
+    return storage  # pyright: ignore[reportReturnType] (one of those)
 
 
 def storage_of(state: AmsgradState) -> Storage:

@@ -69,8 +69,9 @@ class Made(NamedTuple):
     """What a compiler made of a step.
 
     Args:
-      passes: Kernels that write arrays of a leaf's shape, for each leaf.
-      bytes: Bytes for each parameter that the compiler counts as read or written, for TPUs.
+      passes: Kernels that write arrays of a leaf's shape, for each leaf of 65,536 elements or more.
+      bytes: Bytes for each parameter that the compiler counts as read or written, for TPUs; also
+        those that it brings into the chip's own memory ahead of a kernel.
       temporary: Bytes for each parameter that a step needs beside its arguments and results.
       cycles: The compiler's own estimate, for TPUs.
     """
@@ -139,12 +140,13 @@ def made(optimizer: optax.GradientTransformation, shapes: Shapes, device: Any) -
     size = sum(math.prod(shape) for shape in shapes)
     text = compiled.as_text()
     entry = text[text.index("\nENTRY") :]
-    sizes = {f"[{','.join(map(str, shape))}]" for shape in shapes}
+    large = [shape for shape in shapes if math.prod(shape) >= 2**16]
+    sizes = {f"[{','.join(map(str, shape))}]" for shape in large}
     kernels = re.findall(r"= (.*?) (?:fusion|copy|custom-call)\(", entry)
     cost = compiled.cost_analysis()  # None for a GPU
     cycles = sum(map(int, re.findall(r'estimated_cycles":"(\d+)', entry)))
     return Made(
-        passes=round(sum(any(s in k for s in sizes) for k in kernels) / len(shapes), 2),
+        passes=round(sum(any(s in k for s in sizes) for k in kernels) / len(large), 2),
         bytes=round(cost["bytes accessed"] / size, 2) if cost else None,
         temporary=round(compiled.memory_analysis().temp_size_in_bytes / size, 3),
         cycles=cycles or None,

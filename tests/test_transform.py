@@ -41,16 +41,17 @@ def test_state_decides_the_precision_not_the_gradient():
         np.testing.assert_allclose(state.nu["double"], 1 - 0.999, rtol=1e-15)
 
 
-def test_equal_leaves_are_traced_once(monkeypatch):
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_equal_leaves_are_traced_once(monkeypatch, storage):
     calls = []
-    update_array = _rule.update_array
+    averages = _rule.averages
 
     def counting(gradient, *args):
         calls.append(gradient.shape)
-        return update_array(gradient, *args)
+        return averages(gradient, *args)
 
-    monkeypatch.setattr(_rule, "update_array", counting)
-    optimizer = amsgrad_jax.scale_by_amsgrad()
+    monkeypatch.setattr(_rule, "averages", counting)
+    optimizer = amsgrad_jax.scale_by_amsgrad(storage=storage)
     params = [jnp.ones((3, 7))] * 20 + [jnp.ones((3, 8))] * 20
     jax.eval_shape(optimizer.update, params, optimizer.init(params))
     assert calls == [(3, 7), (3, 8)]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _state
+from amsgrad_jax import _checks, _state
 from amsgrad_jax._convert import convert_storage
 from amsgrad_jax._state import ScaleByAmsgradState
 
@@ -122,7 +122,10 @@ def take(
       >>> print(count, nu_max["bias"])
       0 [0. 0. 0.]
     """
-    found = [_in_numbers(node) for node in _of_one_kind(state, kinds)]
+    found = _of_one_kind(state, kinds)
+    for node in filter(_state.is_state, found):
+        _state.check(node, _state.storage_of(node))
+    found = [_in_numbers(node) for node in found]
     counts = {int(node.count) for node in found}
     if len(counts) != 1:
         raise ValueError(f"state holds several optimizers with different counts {sorted(counts)}")
@@ -178,6 +181,7 @@ def put(state: Any, moments: Any) -> Any:
     moments = _in_numbers(moments)
     given = {name: by_path(getattr(moments, name)) for name in names}
     for name in names:
+        _checks.inexact(f"{name} to put in", getattr(moments, name))
         present: Leaves = {}
         for node in found:
             present |= by_path(getattr(node, name))

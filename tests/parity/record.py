@@ -39,19 +39,9 @@ def recorded(name: str, dtype: str) -> errors.Reference:
 
 
 def recorded_origin() -> dict[str, str]:
-    """Where the recording comes from: PyTorch, the instruction set, the sequences."""
+    """Where the recording comes from: PyTorch, the sequences."""
     with np.load(PATH) as file:
-        return {name: str(file[name]) for name in ("torch", "cpu", "checksum")}
-
-
-def origin_now() -> dict[str, str]:
-    """The same, if it was recorded now."""
-    torch = importlib.import_module("torch")
-    return {
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "checksum": sequences.checksum(),
-    }
+        return {name: str(file[name]) for name in ("torch", "checksum")}
 
 
 def main() -> None:
@@ -60,8 +50,12 @@ def main() -> None:
         for dtype in DTYPES:
             kept = torch_now(name, dtype).at(STEPS)
             arrays |= {f"{name}/{dtype}/params": kept.params, f"{name}/{dtype}/way": kept.way}
-    np.savez_compressed(PATH, steps=np.array(STEPS), **origin_now(), **arrays)
-    print(f"{PATH.name}: {len(CASES)} cases, {PATH.stat().st_size / 1000:.0f} kB, {origin_now()}")
+    origin = {
+        "torch": importlib.import_module("torch").__version__,
+        "checksum": sequences.checksum(),
+    }
+    np.savez_compressed(PATH, steps=np.array(STEPS), **origin, **arrays)
+    print(f"{PATH.name}: {len(CASES)} cases, {PATH.stat().st_size / 1000:.0f} kB, {origin}")
 
 
 if __name__ == "__main__":

@@ -478,7 +478,7 @@ def test_states_that_torch_cannot_continue():
     with pytest.raises(ValueError, match="found optax.ScaleByAdamState"):
         interop.to_torch(optax.adam(0.1).init(params), params, theirs, **HOW)
     other = state[0]._replace(nu_max=jax.tree.map(lambda x: x.astype(jnp.int32), state[0].nu_max))
-    with pytest.raises(TypeError, match=r"holds nu_max at \['conv'\]\['bias'\] as int32"):
+    with pytest.raises(TypeError, match=r"state.nu_max at \['conv'\]\['bias'\] is int32"):
         interop.to_torch(other, params, theirs, **HOW)
 
 
