@@ -142,7 +142,7 @@ def made(optimizer: optax.GradientTransformation, shapes: Shapes, device: Any) -
     entry = text[text.index("\nENTRY") :]
     large = [shape for shape in shapes if math.prod(shape) >= 2**16]
     sizes = {f"[{','.join(map(str, shape))}]" for shape in large}
-    kernels = re.findall(r"= (.*?) (?:fusion|copy|custom-call)\(", entry)
+    kernels = re.findall(r"= (.*?) (?:fusion|custom-call)\(", entry)
     cost = compiled.cost_analysis()  # None for a GPU
     cycles = sum(map(int, re.findall(r'estimated_cycles":"(\d+)', entry)))
     return Made(
