@@ -98,8 +98,8 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
     :math:`R(p_t + u_t)`, exactly. So do Flax's ``TrainState`` and ``nnx.Optimizer``, and
     whatever else calls ``optax.apply_updates``. The updates of other parameters pass through.
 
-    Put it last, outside of wrappers such as ``optax.apply_if_finite``, which do not allow
-    updates to change their dtype.
+    Put it last, outside of wrappers: ``optax.apply_if_finite`` does not allow updates to
+    change their dtype, and ``optax.flatten`` hides the dtypes of parameters from it.
 
     Returns:
       A transformation whose ``update`` needs the parameters, with a
@@ -144,7 +144,8 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
 
         def difference(path: Any, param: Any, update: Any) -> Any:
             rounded = _rounded_sum(path, param, update, state.count)
-            return rounded.astype(jnp.float32) - param.astype(jnp.float32)
+            moved = rounded.astype(jnp.float32) - param.astype(jnp.float32)
+            return jnp.where(rounded == param, jnp.zeros_like(moved), moved)  # also of infinity
 
         updates = _map(difference, lambda param, update: update, params, updates)
         return updates, StochasticRoundingState(jnp.asarray(optax.safe_increment(state.count)))

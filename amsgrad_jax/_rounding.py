@@ -57,7 +57,7 @@ def random_bits(like: jax.Array, salt: jax.Array | np.uint32, step: Step) -> jax
     for axis in reversed(range(mixed.ndim)):
         size = mixed.shape[axis]
         positions = jnp.arange(size, dtype=jnp.uint32) * np.uint32(stride % 2**32)
-        mixed += positions.reshape((size,) + (1,) * (mixed.ndim - axis - 1))
+        mixed += positions.reshape((1,) * axis + (size,) + (1,) * (mixed.ndim - axis - 1))
         stride *= size
     mixed ^= mixed >> np.uint32(13)
     return mixed * np.uint32(0xD35A2D97) + step.advance

@@ -84,10 +84,10 @@ def zeros(params: Any, storage: Storage) -> AmsgradState:
         return PackedAmsgradState(count, words)
 
     def mu(param: Any) -> jax.Array:
-        return jnp.zeros_like(param, _wide(jnp.result_type(param)))
+        return jnp.zeros_like(param, wide(jnp.result_type(param)))
 
     def nu(param: Any) -> jax.Array:  # real, also of complex parameters
-        return jnp.zeros_like(param, jnp.finfo(_wide(jnp.result_type(param))).dtype)
+        return jnp.zeros_like(param, jnp.finfo(wide(jnp.result_type(param))).dtype)
 
     # Three separate trees: a buffer shared by two moments could not be donated.
     return ScaleByAmsgradState(count, *(jax.tree.map(zero, params) for zero in (mu, nu, nu)))
@@ -147,10 +147,16 @@ def map_moments(
     stored: list[Any] = moments
     if storage == "packed":
         check_real("the moments", like_params(state))
-        # A maximum that was reset, or is of another kind, can be less than nu.
-        stored = [_packed.pack(m._replace(nu_max=jnp.maximum(m.nu_max, m.nu))) for m in moments]
+        stored = [_packed.pack(_with_room(before)) for before in moments]
     unflatten = jax.tree.structure(like_params(state)).unflatten
     return from_leaves(state.count, stored, storage, unflatten)
+
+
+def _with_room(moments: Moments) -> Moments:
+    """The moments with a maximum that is not below ``nu``, as after a reset."""
+    # A packed maximum can be up to 1/32 below nu, of the root; such a one stays as it is.
+    is_below = moments.nu > 1.07 * moments.nu_max
+    return moments._replace(nu_max=jnp.where(is_below, moments.nu, moments.nu_max))
 
 
 # What is checked of a state.
@@ -177,7 +183,7 @@ def check(state: Any, storage: Storage) -> None:
             elif storage == "packed":
                 expected, is_right = "uint32", dtype == _packed.DTYPE
             else:
-                expected, is_right = "float32 or wider", dtype == _wide(dtype)
+                expected, is_right = "float32 or wider", dtype == wide(dtype)
             if not is_right:
                 where = f" at {_checks.at(path)}" if path else ""
                 raise TypeError(
@@ -198,9 +204,11 @@ def check_real(what: str, tree: Any) -> None:
             )
 
 
-def _wide(dtype: Any) -> Any:
-    """The dtype of moments of parameters of that dtype."""
-    return jnp.promote_types(dtype, jnp.float32)
+def wide(dtype: Any) -> Any:
+    """The dtype of the moments, and of the arithmetic, for gradients of that dtype."""
+    if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32:
+        return jnp.dtype(dtype)
+    return jnp.dtype("float32")
 
 
 # Where states are.

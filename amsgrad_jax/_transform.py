@@ -187,7 +187,7 @@ def scale_by_amsgrad(
             if isinstance(stored, _rule.Moments):
                 c = coefficients(stored.nu.dtype)
                 return _update_full(gradient, stored, c, nesterov=nesterov)
-            c = coefficients(jnp.promote_types(gradient.dtype, jnp.float32))
+            c = coefficients(_state.wide(gradient.dtype))
             salt = _rounding.salt(path)
             return _update_packed(gradient, stored, c, salt, step, nesterov=nesterov)
 

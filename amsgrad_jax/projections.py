@@ -757,7 +757,10 @@ def _beside(name: str, value: Any, tree: Any) -> _Arrays:
         if jnp.iscomplexobj(part) and not jnp.iscomplexobj(leaf):
             raise TypeError(f"{name} is complex, but the parameter at {_checks.at(path)} is real")
         try:
-            arrays.append(jnp.broadcast_to(jnp.asarray(part, leaf.dtype), leaf.shape))
+            if jnp.shape(part) == ():  # with the sharding of the leaf, also on explicit axes
+                arrays.append(jnp.full_like(leaf, part))
+            else:
+                arrays.append(jnp.broadcast_to(jnp.asarray(part, leaf.dtype), leaf.shape))
         except ValueError:
             raise ValueError(
                 f"{name} of shape {jnp.shape(part)} does not fit the parameter at "

@@ -75,11 +75,11 @@ def test_optax_lands_on_the_rounded_sum(scale):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_seen(bad):
-    params = jnp.ones(2, jnp.bfloat16)
+    params = jnp.array([1, 1, jnp.inf], jnp.bfloat16)
     link = amsgrad_jax.stochastic_rounding()
-    updates, _ = link.update(jnp.float32([bad, 0.5]), link.init(params), params)
+    updates, _ = link.update(jnp.float32([bad, 0.5, 1]), link.init(params), params)
     got = optax.apply_updates(params, updates)
-    np.testing.assert_array_equal(got.astype(np.float32), np.float32([1 + bad, 1.5]))
+    np.testing.assert_array_equal(got.astype(np.float32), np.float32([1 + bad, 1.5, np.inf]))
 
 
 def optimizer():

@@ -241,6 +241,20 @@ def test_untouched_and_nonfinite_stand_apart():
 # However the state is stored.
 
 
+def test_states_of_several_runs_are_reported_one_by_one():
+    optimizer = amsgrad_jax.amsgrad(0.1, b2=0.9)
+    params = jnp.arange(1.0, 7.0).reshape(2, 3)
+    state = jax.vmap(optimizer.init)(params)
+    _, state = jax.vmap(optimizer.update)(params, state)
+    with pytest.raises(ValueError, match=r"count has shape \(2,\): .* jax.vmap\(max_report\)"):
+        diagnostics.max_report(state, learning_rate=0.1)
+    both = jax.vmap(functools.partial(diagnostics.max_report, learning_rate=0.1, b2=0.9))(state)
+    one = diagnostics.max_report(
+        jax.tree.map(lambda leaf: leaf[1], state), learning_rate=0.1, b2=0.9
+    )
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], both), one)
+
+
 def test_packed_moments_differ_by_what_their_words_round():
     full = random_state(3, {"w": (100, 100)})
     packed = amsgrad_jax.convert_storage(full, "packed")
