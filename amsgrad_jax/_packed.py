@@ -22,10 +22,9 @@ that is a power of two is divided by exactly, and without a division. The maximu
 nearest, because rounding keeps order: the maximum of rounded numbers is the rounded maximum,
 whatever the number of steps. The averages move by less than a unit in a step; rounded to nearest
 they would stand still. They are rounded stochastically, which leaves the expectation right: of
-:math:`m`, and of the root of :math:`v`. Its square is too large by at most a quarter of a squared
-unit, and by nothing where it stands still: from one code to the next it moves as it should, but for
-:math:`1/2k` of the way at code :math:`k`. A correction of a constant would be wrong, because
-the next step starts from a code, with a fraction near 0 or 1.
+:math:`m`, and of the root of :math:`v`. The square of that root is too large by :math:`f(1-f)` of a
+squared unit for a fraction :math:`f`. To subtract its mean, 1/6, would be wrong: each step starts
+from a stored number, so that :math:`f` is near 0 or 1 where :math:`v` moves slowly.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from amsgrad_jax import _rounding
+from amsgrad_jax._rounding import as_bits, as_float
 from amsgrad_jax._rule import Moments
 
 DTYPE: Final = jnp.dtype("uint32")
@@ -83,8 +83,8 @@ def pack(
 ) -> jax.Array:
     """The words of real moments with ``nu <= nu_max``; rounded to nearest without random bits.
 
-    With the words ``before`` this step their maximum goes on: the larger code of the two, which
-    is the code of the larger.
+    With the words ``before`` this step the maximum is that of both: the larger of two rounded
+    roots, which is the rounded larger root.
     """
     mu, nu, nu_max = (jnp.asarray(moment, jnp.float32) for moment in moments)
     root = _root_bits(nu_max)
@@ -93,7 +93,7 @@ def pack(
     if before is not None:
         root = jnp.maximum(root, before & _ROOT)
     # 1/s: the exponent with the other sign. No division, which costs XLA for CPU a third loop.
-    inverse = _as_float(_u(254 << 23) - (root & _SCALE))
+    inverse = as_float(_u(254 << 23) - (root & _SCALE))
 
     # All bits of the float32 root; the last 19 are rounded away.
     fixed = (_root(nu) * (inverse * np.float32(2.0**29))).astype(jnp.int32).astype(jnp.uint32)
@@ -104,12 +104,12 @@ def pack(
     share = mu * inverse
     size = _rounding.drop_bits(jnp.abs(share) + _SIZE_OFFSET, _SIZE_DROPPED, bits)
     size = jnp.minimum(size - _SIZE_FIRST, _SIZE)
-    return _as_bits(share) & _SIGN | root | nu_code << _NU_AT | size
+    return as_bits(share) & _SIGN | root | nu_code << _NU_AT | size
 
 
 def unpack(word: jax.Array) -> Moments:
     """The float32 moments that words stand for."""
-    s = _as_float(word & _SCALE)  # with the sign of mu, which its square loses
+    s = as_float(word & _SCALE)  # with the sign of mu, which its square loses
     fixed = (word >> _NU_AT & _NU).astype(jnp.int32).astype(jnp.float32)
     size = _rounding.restore_bits((word & _SIZE) + _SIZE_FIRST, _SIZE_DROPPED) - _SIZE_OFFSET
     return Moments(
@@ -130,19 +130,11 @@ def _root(nu: jax.Array) -> jax.Array:
 
 
 def _root_bits(nu_max: jax.Array) -> jax.Array:
-    return (_as_bits(_root(nu_max)) + _u(1 << (_ROOT_DROPPED - 1))) & _ROOT
+    return (as_bits(_root(nu_max)) + _u(1 << (_ROOT_DROPPED - 1))) & _ROOT
 
 
 def _nu_max(root_bits: jax.Array) -> jax.Array:
-    root = _as_float(root_bits)
+    root = as_float(root_bits)
     # Infinity is written out, though the square of 2**64 is infinite: XLA takes √(x·x) for |x|.
     root = jax.lax.select(root == _INFINITE, jnp.full_like(root, jnp.inf), root)
     return root * root
-
-
-def _as_bits(values: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(values, jnp.uint32)
-
-
-def _as_float(bits: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# In place of random bits: an addition of half a unit, which rounds to nearest.
-NEAREST: Final = np.uint32(1 << 31)
-
 # From step to step the bits of one element advance by an irrational part of their range, so
 # that they fall evenly into it: the error of an average then grows with the logarithm of the
 # number of steps, with independent bits it would grow with the root. The upper 13 bits of the
@@ -63,6 +60,16 @@ def random_bits(like: jax.Array, salt: jax.Array | np.uint32, step: Step) -> jax
     return mixed * np.uint32(0xD35A2D97) + step.advance
 
 
+def as_bits(values: jax.Array) -> jax.Array:
+    """The 32 bits of float32 values."""
+    return jax.lax.bitcast_convert_type(values, jnp.uint32)
+
+
+def as_float(bits: jax.Array) -> jax.Array:
+    """The float32 values that have these bits."""
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def drop_bits(values: jax.Array, dropped: int, bits: jax.Array | np.uint32) -> jax.Array:
     """Float32 values that are not negative, as integers without their last ``dropped`` bits.
 
@@ -70,12 +77,12 @@ def drop_bits(values: jax.Array, dropped: int, bits: jax.Array | np.uint32) -> j
     it; with uniform bits its expectation is the value itself. The last step below infinity
     can become infinite.
     """
-    return (_as_bits(values) + (bits >> np.uint32(32 - dropped))) >> np.uint32(dropped)
+    return (as_bits(values) + (bits >> np.uint32(32 - dropped))) >> np.uint32(dropped)
 
 
 def restore_bits(codes: jax.Array, dropped: int) -> jax.Array:
     """The float32 values of what :func:`drop_bits` returned."""
-    return jax.lax.bitcast_convert_type(codes << np.uint32(dropped), jnp.float32)
+    return as_float(codes << np.uint32(dropped))
 
 
 def to_bfloat16(values: jax.Array, bits: jax.Array | np.uint32) -> jax.Array:
@@ -85,10 +92,6 @@ def to_bfloat16(values: jax.Array, bits: jax.Array | np.uint32) -> jax.Array:
     rounded = restore_bits(codes, 16)
     rounded = jnp.where(jnp.isfinite(values), jnp.copysign(rounded, values), values)
     return rounded.astype(jnp.bfloat16)
-
-
-def _as_bits(values: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(values, jnp.uint32)
 
 
 @jax.custom_jvp

@@ -230,9 +230,8 @@ def states(state: optax.OptState) -> dict[str, AmsgradState]:
     found = {named(path): node for path, node in nodes(state)}
     if not found:
         raise ValueError(
-            f"found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
-            f"{_kinds(state)}; "
-            "states of other libraries come in through amsgrad_jax.interop"
+            "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
+            f"{_kinds(state)}; states of other libraries come in through amsgrad_jax.interop"
         )
     return found
 

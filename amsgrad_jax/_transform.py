@@ -172,7 +172,9 @@ def scale_by_amsgrad(
             for name, value in hyperparameters.items()
         }
 
-        step = _rounding.in_step(count)
+        @functools.cache
+        def step() -> _rounding.Step:
+            return _rounding.in_step(count)
 
         @functools.cache
         def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
@@ -189,7 +191,7 @@ def scale_by_amsgrad(
                 return _update_full(gradient, stored, c, nesterov=nesterov)
             c = coefficients(_state.wide(gradient.dtype))
             salt = _rounding.salt(path)
-            return _update_packed(gradient, stored, c, salt, step, nesterov=nesterov)
+            return _update_packed(gradient, stored, c, salt, step(), nesterov=nesterov)
 
         gradients, tree = jax.tree.flatten(updates)
         stepped = [

@@ -40,7 +40,7 @@ def tables(results: Results) -> dict[str, str]:
         "compile": _compile(results["trees"]),
         "memory": _memory(results["trees"][0]["memory"], list(results["moves"])),
         "scaling": _scaling(results["scaling"])
-        + _figure(results, "scaling", "Time of a parameter, by the number of parameters"),
+        + _figure(results, "scaling", "Time per parameter, by the number of parameters"),
     }
     versions = ("python", "jax", "optax", "keras", "torch", "amsgrad_jax")
     made_with = ", ".join(f"{name} {results[name]}" for name in versions if name in results)
@@ -83,7 +83,7 @@ def _bandwidth(results: Results) -> str:
     return pages.table(
         (
             "optimizer",
-            "bytes a parameter",
+            "bytes per parameter",
             *(f"{tree['name']}, {unit}" for tree in large for unit in ("GB/s", "of the copy")),
         ),
         [
