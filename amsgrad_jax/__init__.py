@@ -18,7 +18,8 @@ from amsgrad_jax._conventions import PAPER as PAPER
 from amsgrad_jax._conventions import PYTORCH as PYTORCH
 from amsgrad_jax._conventions import Convention as Convention
 
-# The states, and from one storage to the other.
+# The states, and from one storage or convention to another.
+from amsgrad_jax._convert import convert_convention as convert_convention
 from amsgrad_jax._convert import convert_storage as convert_storage
 from amsgrad_jax._state import PackedAmsgradState as PackedAmsgradState
 from amsgrad_jax._state import ScaleByAmsgradState as ScaleByAmsgradState

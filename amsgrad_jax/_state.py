@@ -2,7 +2,7 @@
 
 A storage is a class of its own, so that a state says by its structure what it is. Whatever reads
 moments asks `leaf_moments`, and whatever changes them `map_moments`, of either class. The states
-inside the state of a chain, a mask, a partition or a wrapper are found by `nodes`.
+inside the state of a chain, a mask, a partition or a wrapper are found by `find_states`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _packed
+from amsgrad_jax import _checks, _names, _packed
 from amsgrad_jax._rule import Moments
 
 Storage: TypeAlias = Literal["full", "packed"]
@@ -83,14 +83,14 @@ def zeros(params: Any, storage: Storage) -> AmsgradState:
         words = jax.tree.map(lambda param: jnp.zeros_like(param, _packed.DTYPE), params)
         return PackedAmsgradState(count, words)
 
-    def mu(param: Any) -> jax.Array:
-        return jnp.zeros_like(param, wide(jnp.result_type(param)))
-
-    def nu(param: Any) -> jax.Array:  # real, also of complex parameters
-        return jnp.zeros_like(param, jnp.finfo(wide(jnp.result_type(param))).dtype)
-
     # Three separate trees: a buffer shared by two moments could not be donated.
-    return ScaleByAmsgradState(count, *(jax.tree.map(zero, params) for zero in (mu, nu, nu)))
+    return ScaleByAmsgradState(
+        count,
+        *(
+            jax.tree.map(lambda p, i=i: jnp.zeros_like(p, moment_dtypes(p)[i]), params)
+            for i in range(3)
+        ),
+    )
 
 
 def like_params(state: AmsgradState) -> Any:
@@ -166,7 +166,7 @@ def check(state: Any, storage: Storage) -> None:
     """Raises unless this is an unharmed state of that storage."""
     if not isinstance(state, KINDS):
         raise TypeError(
-            f"state must be what init of this optimizer returned, got {names([type(state)])}; "
+            f"state must be what init of this optimizer returned, got {type_names([type(state)])}; "
             "states of other libraries come in through amsgrad_jax.interop"
         )
     if storage_of(state) != storage:
@@ -193,6 +193,16 @@ def check(state: Any, storage: Storage) -> None:
                 )
 
 
+def check_one_run(state: Any) -> None:
+    """Raises if a state is of several runs, stacked as by ``jax.vmap(optimizer.init)``."""
+    (count,) = jax.tree.leaves(state.count)
+    if jnp.shape(count) != ():
+        raise ValueError(
+            f"the state is of several runs: its count has shape {jnp.shape(count)}, expected (). "
+            "Wrap the call in jax.vmap"
+        )
+
+
 def check_real(what: str, tree: Any) -> None:
     """Raises if a leaf is complex, for which a packed word has no room."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -211,34 +221,42 @@ def wide(dtype: Any) -> Any:
     return jnp.dtype("float32")
 
 
+def moment_dtypes(param: Any) -> tuple[Any, Any, Any]:
+    """The dtypes of ``mu``, ``nu`` and ``nu_max`` of a parameter."""
+    dtype = wide(jnp.result_type(param))
+    real = jnp.finfo(dtype).dtype  # also of complex parameters
+    return dtype, real, real
+
+
 # Where states are.
 
 
-def named(path: Any) -> str:
-    """A path as a name for people: ``"dense/kernel"``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def find_states(tree: Any) -> list[tuple[str, AmsgradState]]:
+    """Every state of AMSGrad in a tree, with the name of its place there."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_state)
+    return [(_names.of_path(path), node) for path, node in nodes if is_state(node)]
 
 
-def nodes(state: Any) -> list[tuple[Any, AmsgradState]]:
-    """Every state of AMSGrad in a tree, with its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_state)
-    return [(path, leaf) for path, leaf in leaves if is_state(leaf)]
-
-
-def states(state: optax.OptState) -> dict[str, AmsgradState]:
-    """:func:`nodes` by the names of their paths, or raises if there is none."""
-    found = {named(path): node for path, node in nodes(state)}
+def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
+    """:func:`find_states`, or raises if there is none."""
+    found = find_states(tree)
     if not found:
         raise ValueError(
             "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
-            f"{_kinds(state)}; states of other libraries come in through amsgrad_jax.interop"
+            f"{_kinds(tree)}; states of other libraries come in through amsgrad_jax.interop"
         )
     return found
 
 
-def map_states(function: Callable[[AmsgradState], AmsgradState], state: optax.OptState) -> Any:
+def count_of(state: AmsgradState) -> jax.Array:
+    """The number of steps; in a state of `flax.nnx.Optimizer` it is inside of a Variable."""
+    (count,) = jax.tree.leaves(state.count)
+    return jnp.asarray(count)
+
+
+def map_states(function: Callable[[AmsgradState], AmsgradState], state: Any) -> Any:
     """The tree with ``function`` of every state of AMSGrad in it."""
-    states(state)  # raises if there is none
+    require_states(state)
     return jax.tree.map(
         lambda node: function(node) if is_state(node) else node, state, is_leaf=is_state
     )
@@ -259,10 +277,10 @@ def _kinds(state: Any) -> str:
         return False
 
     jax.tree.leaves(state, is_leaf=see)
-    return names(kinds)
+    return type_names(kinds)
 
 
-def names(kinds: Iterable[type]) -> str:
+def type_names(kinds: Iterable[type]) -> str:
     """Types for an error, with their package: optax has a ScaleByAmsgradState, too."""
     return ", ".join(
         sorted(

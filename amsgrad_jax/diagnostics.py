@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _conventions, _packed, _rule, _state
+from amsgrad_jax import _checks, _conventions, _names, _packed, _rule, _state
 from amsgrad_jax._rule import Moments
 from amsgrad_jax._transform import Hyperparameter
 
@@ -163,7 +163,7 @@ def max_report(
         learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
     convention = _conventions.resolve(convention)
 
-    found = _state.states(state)
+    found = dict(_state.require_states(state))
     groups: dict[str, _Measured] = {}
     for prefix, node in found.items():
         count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
@@ -187,7 +187,7 @@ def max_report(
                 nesterov=False,
                 dtype=stored.nu.dtype if isinstance(stored, Moments) else jnp.dtype("float32"),
             )
-            leaf = _state.named(path)
+            leaf = _names.of_path(path)
             group = leaf if per == "leaf" else "" if per == "tree" else per(leaf)
             if not isinstance(group, str):
                 raise TypeError(f"per must return the name of a group, got {group!r} for {leaf!r}")

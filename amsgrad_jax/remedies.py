@@ -121,7 +121,7 @@ def reset_max_when(
 
     def init(params: optax.Params) -> ResetMaxWhenState:
         inner_state = inner.init(params)
-        _state.states(inner_state)  # raises early if there is nothing to reset
+        _state.require_states(inner_state)  # raises early if there is nothing to reset
         return ResetMaxWhenState(jnp.zeros((), jnp.int32), inner_state)
 
     def update(
