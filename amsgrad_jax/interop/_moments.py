@@ -83,8 +83,7 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
     """Puts ``count``, ``mu``, ``nu`` and ``nu_max`` into the state of a chain.
 
     Every state of this package in it gets its leaves by their names, in its own dtypes (packed
-    ones rounded to nearest) and on the devices where its leaves are. Arrays of ``moments`` that
-    fit are not copied: donating the new state deletes them, too.
+    ones rounded to nearest), on the devices of ``state``.
 
     The other counts of a run's updates become ``count``, too: those of schedules, of
     ``optax.inject_hyperparams``, ``optax.MultiSteps``, ``optax.conditionally_mask``,
@@ -93,14 +92,15 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
     transformations count for averages of their own.
 
     Args:
-      state: The state of a chain, as from its ``init``; or, to need no memory for the zeros in
-        it, ``jax.eval_shape(optimizer.init, params)``, if the chain has no other arrays in its
-        state than moments and counts.
+      state: The state of a chain, as from its ``init``. Or, for states that fill the memory,
+        ``jax.eval_shape(optimizer.init, params)``, if the chain keeps nothing but moments and
+        counts: then the arrays of ``moments`` are taken over where their dtypes fit, and
+        nothing is copied.
       moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, for all
         parameters in ``state``.
 
     Returns:
-      A state like ``state``.
+      A state like ``state``. Of a ``state`` with arrays it shares none with ``moments``.
 
     Raises:
       TypeError: If a moment is no floating point or complex array.
@@ -319,13 +319,11 @@ def _sharding(leaf: Any) -> Any:
 
 
 def _fit(new: Any, old: Any) -> jax.Array:
-    """``new`` in the dtype and on the devices of ``old``; the same array where it is there."""
+    """``new`` in the dtype and on the devices of ``old``."""
     sharding = _sharding(old)
-    if isinstance(new, jax.Array) and new.dtype == old.dtype and not new.weak_type:
-        if sharding is None or not _is_known(new):
-            return new
-        if new.sharding.is_equivalent_to(sharding, new.ndim):
-            return new
+    takes_over = isinstance(old, jax.ShapeDtypeStruct) and isinstance(new, jax.Array)
+    if takes_over and new.dtype == old.dtype and not new.weak_type and sharding is None:
+        return new
     return copy(new, old.dtype, sharding)
 
 

@@ -48,9 +48,8 @@ def require_all(leaves: Iterable[str], found: Sequence[str | None], theirs: Sequ
     for leaf in leaves:
         if leaf not in found:
             raise ValueError(
-                f"the parameter {leaf!r} is none of the optimizer's: {some(theirs)}. What is not "
-                "trained, such as the running means of batch normalisation, is to be left out of "
-                "params"
+                f"the parameter {leaf!r} is none of the optimizer's, which are {some(theirs)}; "
+                "leave out of params what is not trained, such as running means"
             )
 
 

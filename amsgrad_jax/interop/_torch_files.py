@@ -90,8 +90,8 @@ def _load(path: str | os.PathLike[str]) -> Any:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)|got (?:<class '|type )?([\w.]+)", str(error))
-            kind = next(filter(None, found.groups()), None) if found else None
+            found = re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'", str(error))
+            kind = found and (found.group(1) or found.group(2))
             raise ValueError(
                 f"{where} was refused: it holds {kind or 'something'}, which is no tensor or plain "
                 "container, and reading it could run code. If you trust it, either call this "
