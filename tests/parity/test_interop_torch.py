@@ -433,15 +433,13 @@ def merge(rest, params):
     return rest | {name: merge(rest.get(name, {}), value) for name, value in params.items()}
 
 
-@pytest.mark.parametrize("wrap", ["none", "compiled", "parallel"])
-def test_groups_in_another_order(wrap, tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_groups_in_another_order(prefix, tmp_path):
     """The order of named_parameters would pair equal blocks with each other's moments."""
     model, theirs = model_and_optimizer()
-    named = {"none": model, "compiled": torch.compile(model)}.get(wrap) or [
-        (f"module.{name}", parameter) for name, parameter in model.named_parameters()
-    ]
-    names = interop.names_of(theirs, named)
-    prefix = {"none": "", "compiled": "_orig_mod.", "parallel": "module."}[wrap]
+    # As torch.nn.parallel and torch.compile name the parameters of what they wrap.
+    named = [(prefix + name, parameter) for name, parameter in model.named_parameters()]
+    names = interop.names_of(theirs, named if prefix else model)
     assert names[:3] == [prefix + n for n in ("readout.weight", "readout.bias", "blocks.1.weight")]
     path = tmp_path / "run.pt"
     torch.save({"optimizer_states": [theirs.state_dict()], "epoch": 4}, path)
@@ -453,11 +451,12 @@ def test_groups_in_another_order(wrap, tmp_path):
     torch_train(model, theirs, N)
     assert_close(params, params_of(model))
     back = interop.to_torch(opt_state, params, theirs, names=names)
-    for got, want in zip(
-        back["state"].values(), theirs.state_dict()["state"].values(), strict=True
-    ):
-        assert got["step"] == want["step"]
-        np.testing.assert_allclose(got["max_exp_avg_sq"], want["max_exp_avg_sq"], rtol=1e-10)
+    expected = theirs.state_dict()["state"]
+    assert back["state"].keys() == expected.keys()
+    for id, got in back["state"].items():
+        assert got["step"] == expected[id]["step"]
+        for moment in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            np.testing.assert_allclose(got[moment], expected[id][moment], rtol=1e-9)
 
 
 def test_a_model_that_the_optimizer_does_not_have():
@@ -497,13 +496,9 @@ def test_frozen_parameters(names):
     params, _ = jax_train(optimizer, params, rest, opt_state, N)
     assert_close(params, params_of(other, only=lambda p: p.requires_grad))
 
-    with pytest.raises(
-        ValueError, match="'embedding.bias' has no state, .* Leave 'embedding/bias'"
-    ):
+    with pytest.raises(ValueError, match="weight' has no state, .* Leave '.*/weight' out"):
         interop.from_torch(theirs, rest, **(how | dict(names=interop.names_of(theirs, model))))
-    with pytest.raises(
-        ValueError, match="names must be 8, .*, or 4, one for each that has a state"
-    ):
+    with pytest.raises(ValueError, match="names must be 8, .*, or 4, one for each that has"):
         interop.from_torch(theirs, params, names=["a"])
     missing = {name: value for name, value in params.items() if name != "readout"}
     with pytest.raises(ValueError, match="'readout.weight' becomes 'readout/weight', which is no"):
@@ -529,9 +524,7 @@ def test_leaves_with_names_of_pytorch_need_no_rename():
     nested = interop.from_torch(theirs, params_of(model), names=names).state
     flat = {name: jnp.array(p.detach().numpy()) for name, p in model.named_parameters()}
     state, _ = interop.from_torch(theirs, flat, names=names)
-    assert_same(
-        np.array(state.nu["blocks.1.bias"]).tolist(), nested.nu["blocks"]["1"]["bias"].tolist()
-    )
+    np.testing.assert_array_equal(state.nu["blocks.1.bias"], nested.nu["blocks"]["1"]["bias"])
 
 
 def test_a_function_for_renaming_keeps_the_slashes():
@@ -549,9 +542,7 @@ def test_a_function_for_renaming_keeps_the_slashes():
         rename={"readout.weight": "head/weight", "module.readout.bias": "head.bias"},
     )
     chex.assert_trees_all_equal(by_function, by_mapping)
-    with pytest.raises(
-        ValueError, match="rename has 'readout.wieght', which no parameter is called"
-    ):
+    with pytest.raises(ValueError, match="rename has 'readout.wieght', which no parameter"):
         interop.from_torch(theirs, params, names=names, rename={"readout.wieght": "head/weight"})
 
 
@@ -681,9 +672,7 @@ def test_params_that_are_not_trained_or_not_arrays():
         lambda: interop.from_torch(theirs, tensors, names=names),
         lambda: interop.to_torch(amsgrad_jax.amsgrad(0.1).init(params), tensors, theirs),
     ):
-        with pytest.raises(
-            TypeError, match="params must have arrays .* got torch.Parameter .*numpy"
-        ):
+        with pytest.raises(TypeError, match="params must have arrays .* torch.Parameter .*numpy"):
             call()
     with pytest.raises(ValueError, match=r"shape \(3, 3\).*the order of the optimizer's groups"):
         interop.from_torch(theirs, params, names=[name for name, _ in model.named_parameters()])
