@@ -147,16 +147,19 @@ def map_moments(
     stored: list[Any] = moments
     if storage == "packed":
         check_real("the moments", like_params(state))
-        stored = [_packed.pack(_with_room(before)) for before in moments]
+        stored = [_packed_with_room(before) for before in moments]
     unflatten = jax.tree.structure(like_params(state)).unflatten
     return from_leaves(state.count, stored, storage, unflatten)
 
 
-def _with_room(moments: Moments) -> Moments:
-    """The moments with a maximum that is not below ``nu``, as after a reset."""
+# One program per shape: outside of jit, op by op, the temporaries of all leaves would add up.
+@jax.jit
+def _packed_with_room(moments: Moments) -> jax.Array:
+    """The words of moments with a maximum that is not below ``nu``, as after a reset."""
     # A packed maximum can be up to 1/32 below nu, of the root; such a one stays as it is.
     is_below = moments.nu > 1.07 * moments.nu_max
-    return moments._replace(nu_max=jnp.where(is_below, moments.nu, moments.nu_max))
+    nu_max = jnp.where(is_below, moments.nu, moments.nu_max)
+    return _packed.pack(moments._replace(nu_max=nu_max))
 
 
 # What is checked of a state.

@@ -565,8 +565,7 @@ def _array(value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         value = value.numpy()
-    # A copy: PyTorch's next step would write into what it shares with the tensor.
-    return np.array(value)
+    return np.asarray(value)  # shares its memory with the tensor
 
 
 def _number(what: str, value: Any) -> float:
