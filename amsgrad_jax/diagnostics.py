@@ -23,6 +23,14 @@ from amsgrad_jax._transform import Hyperparameter
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "Report",
+    "WatchState",
+    "max_report",
+    "plot",
+    "watch",
+]
+
 Report: TypeAlias = dict[str, jax.Array]
 """Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
 

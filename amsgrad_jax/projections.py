@@ -21,6 +21,20 @@ import optax
 
 from amsgrad_jax import _checks, _state
 
+__all__ = [
+    "Constraint",
+    "Over",
+    "box",
+    "halfspace",
+    "hyperplane",
+    "l1_ball",
+    "l2_ball",
+    "nonnegative",
+    "project",
+    "projected",
+    "simplex",
+]
+
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
 

@@ -31,6 +31,15 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
 from amsgrad_jax import _checks, _state
 
+__all__ = [
+    "AnyMesh",
+    "MemoryReport",
+    "Unsplit",
+    "Zero1",
+    "memory_report",
+    "zero1_shardings",
+]
+
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 """A ``jax.sharding.Mesh``, or a ``jax.sharding.AbstractMesh`` for devices that need not exist."""
 
