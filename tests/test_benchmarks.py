@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, machine, optimizers, pages, speed, speed_report
+from benchmarks import accuracy, machine, optimizers, pages, section5, speed, speed_report
 from tests import reference
 
 SHAPES = ((3, 2), (), (5,))
@@ -88,6 +88,12 @@ def test_the_page_shows_what_was_measured(name, tables):
     results = json.loads((pages.DOCS / f"{name}.json").read_text())
     page = (pages.DOCS / "benchmarks.md").read_text()
     assert pages.refresh(page, tables(results)) == page
+
+
+def test_the_page_of_section_5_shows_what_was_measured():
+    results = json.loads((pages.DOCS / "section5.json").read_text())
+    page = (pages.DOCS / "section5.md").read_text()
+    assert pages.refresh(page, section5.tables(results)) == page
 
 
 def test_the_page_has_a_place_for_what_a_gpu_shows():
