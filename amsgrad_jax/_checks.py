@@ -186,3 +186,8 @@ def match(gradients: Any, mu: Any) -> None:
                 f"{complaint}: {at(path)} is {describe(gradient)}, the state was made for "
                 f"{'complex' if jnp.iscomplexobj(moment) else 'real'} parameters"
             )
+
+
+def extra(name: str) -> str:
+    """How to install what an extra brings; no package index has this package yet."""
+    return f"run pip install '.[{name}]' in a clone of amsgrad-jax"

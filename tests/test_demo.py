@@ -142,7 +142,7 @@ def test_missing_package_names_the_extra(monkeypatch, tmp_path, capsys):
         main(["demo", "--out", str(tmp_path / "new")])
     assert exit_info.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith("tqdm not found: pip install 'amsgrad_jax[demo]'")
+    assert last.endswith("tqdm not found: run pip install '.[demo]' in a clone of amsgrad-jax")
     assert not (tmp_path / "new").exists()
 
 
