@@ -49,6 +49,7 @@ notebooks: $(VENV)/.with-docs ## execute the notebooks in place
 # Every page is read anew: what has not changed since a build that failed would not warn again.
 docs: $(VENV)/.with-docs ## the site in docs/_build/html; a broken link fails
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(BIN)/python .ci/search.py docs/_build/html
 
 record: $(VENV)/.with-parity ## record torch's trajectories for tests without torch
 	$(BIN)/python -m tests.parity.record
