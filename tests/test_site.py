@@ -75,9 +75,11 @@ def test_dates_are_written_once(tmp_path, monkeypatch):
     dates = script("date")
     for name in ("CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
+    project = tmp_path / "pyproject.toml"  # of a version that has no date yet
+    project.write_text(project.read_text().replace(f'"{PROJECT["version"]}"', '"9.8.7"'))
     monkeypatch.setattr(dates, "ROOT", tmp_path)
     dates.main("2030-01-02")
-    assert f"## [{PROJECT['version']}] - 2030-01-02" in (tmp_path / "CHANGELOG.md").read_text()
+    assert "## [9.8.7] - 2030-01-02" in (tmp_path / "CHANGELOG.md").read_text()
     assert "date-released: 2030-01-02" in (tmp_path / "CITATION.cff").read_text()
     with pytest.raises(SystemExit, match="has a date"):
         dates.main("2030-01-03")
