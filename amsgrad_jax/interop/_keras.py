@@ -120,7 +120,7 @@ def from_keras(
         for field, attribute in attributes.items()
     }
     state = convert_convention(
-        _moments.build(params, _moments.of_fields(int(source.iterations), fields)),
+        _moments.build(params, int(source.iterations), fields),
         source.beta_2,
         from_convention="keras",
         to_convention=convention,

@@ -99,7 +99,7 @@ def from_optax(
             )
         from_convention, moments = PAPER, moments._replace(nu_max=moments.nu)
     return convert_convention(
-        _moments.build(params, moments),
+        _moments.build(params, moments.count, moments._asdict()),
         b2,
         from_convention=from_convention,
         to_convention=convention,

@@ -149,7 +149,7 @@ def from_torch(
     if count == 0:  # PyTorch makes the moments in the first step
         state: Any = scale_by_amsgrad().init(params)
         return FromTorch(state, groups)
-    fields: dict[str, dict[str, np.ndarray]] = {field: {} for field in _MOMENTS}
+    fields = {field: {} for field in _MOMENTS}
     for row in table:
         entry = dict(state_dict["state"][row.id])
         if not state_dict["param_groups"][row.group]["amsgrad"]:
@@ -159,7 +159,7 @@ def from_torch(
             entry.setdefault(_MOMENTS["nu_max"], entry[_MOMENTS["nu"]])
         for field, moment in _MOMENTS.items():
             fields[field][row.leaf] = _moment(row, entry, moment)
-    return FromTorch(_moments.build(params, _moments.of_fields(count, fields)), groups)
+    return FromTorch(_moments.build(params, count, fields), groups)
 
 
 def to_torch(
