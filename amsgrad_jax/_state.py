@@ -7,8 +7,9 @@ inside the state of a chain, a mask, a partition or a wrapper are found by `find
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +61,7 @@ KINDS = (ScaleByAmsgradState, PackedAmsgradState)
 
 def resolve(storage: Any) -> Storage:
     """Returns the storage, or raises if there is none of that name."""
-    known = " or ".join(map(repr, get_args(Storage)))
-    if not isinstance(storage, str):
-        raise TypeError(
-            f"storage must be {known}, got {storage!r} of type {type(storage).__name__}"
-        )
-    if storage not in get_args(Storage):
-        raise ValueError(f"unknown storage {storage!r}: it must be {known}")
-    return storage  # pyright: ignore[reportReturnType] (one of those)
+    return cast(Storage, _checks.literal("storage", storage, get_args(Storage)))
 
 
 def storage_of(state: AmsgradState) -> Storage:
@@ -168,32 +162,47 @@ def _packed_with_room(moments: Moments) -> jax.Array:
 def check(state: Any, storage: Storage) -> None:
     """Raises unless this is an unharmed state of that storage."""
     if not isinstance(state, KINDS):
-        raise TypeError(
-            f"state must be what init of this optimizer returned, got {type_names([type(state)])}; "
-            "states of other libraries come in through amsgrad_jax.interop"
+        kind = type_names([type(state)])
+        hint = (
+            "amsgrad_jax.interop.from_optax makes one of this package of it"
+            if isinstance(state, optax.ScaleByAmsgradState | optax.ScaleByAdamState)
+            else "the order is update(gradients, state, params)"
         )
+        raise TypeError(f"state must be what init of this optimizer returned, got {kind}; {hint}")
     if storage_of(state) != storage:
         raise TypeError(
             f"state is a {type(state).__name__}, of storage={storage_of(state)!r}, but the "
             f"optimizer has storage={storage!r}: amsgrad_jax.convert_storage(state, {storage!r}) "
             "makes the one of the other"
         )
-    for field, tree in state._asdict().items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    fields = state._asdict()
+    if all(
+        _is_expected(field, storage, leaf.dtype) if hasattr(leaf, "dtype") else False
+        for field, tree in fields.items()
+        for leaf in jax.tree.leaves(tree)
+    ):
+        return
+    for field, tree in fields.items():
+        for name, leaf in _names.named_leaves(tree):
             dtype = jnp.result_type(leaf)
-            if field == "count":
-                expected, is_right = "an integer", jnp.issubdtype(dtype, jnp.integer)
-            elif storage == "packed":
-                expected, is_right = "uint32", dtype == _packed.DTYPE
-            else:
-                expected, is_right = "float32 or wider", dtype == wide(dtype)
-            if not is_right:
-                where = f" at {_checks.at(path)}" if path else ""
+            if not _is_expected(field, storage, dtype):
+                where = f" of {name!r}" if name else ""
+                expected = "an integer" if field == "count" else _EXPECTED[storage]
                 raise TypeError(
                     f"state.{field}{where} is {dtype}, expected {expected}: the state was cast. "
                     "Cast parameters, not states; amsgrad_jax.convert_storage makes a state of "
                     "the other storage"
                 )
+
+
+_EXPECTED = {"full": "float32 or wider", "packed": "uint32"}
+
+
+@functools.cache
+def _is_expected(field: str, storage: Storage, dtype: Any) -> bool:
+    if field == "count":
+        return jnp.issubdtype(dtype, jnp.integer)
+    return dtype == (_packed.DTYPE if storage == "packed" else wide(dtype))
 
 
 def check_one_run(state: Any) -> None:
@@ -208,10 +217,12 @@ def check_one_run(state: Any) -> None:
 
 def check_real(what: str, tree: Any) -> None:
     """Raises if a leaf is complex, for which a packed word has no room."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+    if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
+        return
+    for name, leaf in _names.named_leaves(tree):
+        if jnp.iscomplexobj(leaf):
             raise TypeError(
-                f"{what} must be real for storage='packed', but the leaf at {_checks.at(path)} is "
+                f"{what} must be real for storage='packed', but the leaf {name!r} is "
                 f"{_checks.describe(leaf)}: optax.contrib.split_real_and_imaginary makes two real "
                 "leaves of it"
             )

@@ -59,7 +59,7 @@ def max_report(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: _conventions.ConventionName | _conventions.Convention = "pytorch",
 ) -> Report:
     r"""Says how much the running maximum holds back the coordinates of a run.
 

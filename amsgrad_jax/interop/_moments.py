@@ -271,8 +271,7 @@ def same_names(what: str, got: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 def check_without_max(value: Any) -> None:
     """Raises unless ``value`` says what to do about a state without a maximum."""
-    if value not in get_args(WithoutMax):
-        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {value!r}")
+    _checks.literal("without_max", value, get_args(WithoutMax))
 
 
 def _is_packed(node: Any) -> bool:
