@@ -334,7 +334,7 @@ def test_amsgrad_off():
     assert jnp.all(state.nu["conv"]["kernel"] > 0)
     with pytest.raises(ValueError, match="amsgrad off"):
         interop.to_torch(state, params, state_dict, **HOW)
-    with pytest.raises(ValueError, match="without_max must be"):
+    with pytest.raises(ValueError, match="unknown without_max"):
         interop.from_torch(state_dict, params, without_max="yes", **HOW)
 
 
@@ -813,7 +813,7 @@ def test_states_that_torch_cannot_continue():
     with pytest.raises(ValueError, match="found optax.ScaleByAdamState"):
         interop.to_torch(optax.adam(0.1).init(params), params, theirs, **HOW)
     other = state[0]._replace(nu_max=jax.tree.map(lambda x: x.astype(jnp.int32), state[0].nu_max))
-    with pytest.raises(TypeError, match=r"state.nu_max at \['conv'\]\['bias'\] is int32"):
+    with pytest.raises(TypeError, match=r"state.nu_max of 'conv/bias' is int32"):
         interop.to_torch(other, params, theirs, **HOW)
 
 
