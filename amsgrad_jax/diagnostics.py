@@ -234,7 +234,7 @@ def _measure(
         radicand = jnp.maximum(moments.nu_max, moments.nu)
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, moments))
         live = finite & (radicand > 0)
-        ratio = jnp.where(live, radicand / moments.nu, 0)
+        ratio = jnp.where(live, radicand / jnp.where(live, moments.nu, 1), 0)
         return moments, _Seen(radicand, finite, live, ratio)
 
     moments, seen = view(stored)
@@ -257,8 +257,8 @@ def _measure(
     _, sampled = view(jax.tree.map(_sample, stored))
     values = {"slowdown": jnp.sqrt(sampled.ratio)}
     if learning_rate is not None:
-        divisor = c.root_scale * jnp.sqrt(sampled.radicand + c.eps_root) + c.eps
-        values["step_size"] = jnp.divide(learning_rate, divisor)
+        divisor, _ = _rule.denominator(sampled.radicand, c)
+        values["step_size"] = jnp.asarray(learning_rate, divisor.dtype) / divisor
     size = jnp.float32(moments.mu.size)
     # For how many coordinates one of the sample stands. It multiplies what has been counted and
     # added up in integers: sums of it would go on growing after the last bin that has any.
