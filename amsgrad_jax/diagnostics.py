@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from amsgrad_jax import _checks, _conventions, _packed, _rule, _state
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._rule import Moments
 from amsgrad_jax._transform import Hyperparameter
 
@@ -51,7 +52,7 @@ def max_report(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
 ) -> Report:
     r"""Says how much the running maximum holds back the coordinates of a run.
 
@@ -171,11 +172,7 @@ def max_report(
         if callable(learning_rate):
             rate = _checks.hyperparameter("learning_rate", learning_rate(count - 1))
         _state.check(node, _state.storage_of(node))
-        if jnp.shape(node.count) != ():
-            raise ValueError(
-                f"the state holds several runs, its count has shape {jnp.shape(node.count)}: "
-                "report each with jax.vmap(max_report)"
-            )
+        _state.check_one_run(node, "max_report")
         for path, stored in _state.stored_leaves(node):
             if jax.tree.leaves(stored)[0].size == 0:
                 continue

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax._conventions import ConventionName
 from benchmarks import machine, pages
 from benchmarks.optimizers import CONVENTIONS, has
 from tests import reference
@@ -76,16 +77,14 @@ def largest_error(step: Step, convention: str, b2: float, numbers: Iterable[int]
 
 def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
     """Who is compared: the convention of each, and its step by ``b2``."""
-    ours = {
-        f"ours, {convention}": (
-            convention,
-            lambda b2, convention=convention: through_optax(
-                amsgrad_jax.scale_by_amsgrad(b2=b2, convention=convention),
-                amsgrad_jax.ScaleByAmsgradState,
-            ),
+
+    def step(convention: ConventionName) -> Callable[[float], Step]:
+        return lambda b2: through_optax(
+            amsgrad_jax.scale_by_amsgrad(b2=b2, convention=convention),
+            amsgrad_jax.ScaleByAmsgradState,
         )
-        for convention in CONVENTIONS
-    }
+
+    ours = {f"ours, {name}": (name, step(name)) for name in CONVENTIONS}
     return ours | {
         "optax.amsgrad": (
             "optax",

@@ -647,7 +647,7 @@ def test_conversion_keeps_shardings():
         ),
         (dict(storage="half"), "unknown storage 'half': it must be 'full' or 'packed'"),
         (dict(storage=None), "storage must be 'full' or 'packed', got None"),
-        (dict(storage=["full"]), "storage must be .* got .'full'. of type list"),
+        (dict(storage=["full"]), "storage must be .* got a list"),
     ],
 )
 def test_bad_conversions(arguments, message):
