@@ -200,8 +200,7 @@ def _times_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTransfo
         in_dtype = _in_dtype(rate, sign=-1)
 
         def scaled(update: jax.Array) -> jax.Array:
-            step_size = in_dtype(update.dtype)
-            return _rule.by_parts(lambda part: step_size * part, update)
+            return _rule.times(in_dtype(update.dtype), update)
 
         return jax.tree.map(scaled, updates), state
 
@@ -238,8 +237,8 @@ def _plus_decayed_weights(
         def decayed(update: jax.Array, param: Any, is_decayed: bool) -> jax.Array:
             if not is_decayed:
                 return update
-            share, wide = in_dtype(update.dtype), jnp.asarray(param).astype(update.dtype)
-            return _rule.by_parts(lambda update, param: update + share * param, update, wide)
+            wide = jnp.asarray(param).astype(update.dtype)
+            return update + _rule.times(in_dtype(update.dtype), wide)
 
         leaves, tree = jax.tree.flatten(updates)
         return tree.unflatten(map(decayed, leaves, jax.tree.leaves(beside), decays)), state
