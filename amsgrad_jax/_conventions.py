@@ -46,7 +46,7 @@ class Convention:
         correction after the maximum the two are the same.
 
     Raises:
-      TypeError: If ``correct_mu`` is not a bool.
+      TypeError: If ``correct_mu`` is not a bool, or ``correct_nu`` or ``eps_on`` not a string.
       ValueError: If ``correct_nu`` or ``eps_on`` is none of the values above.
 
     Examples:
@@ -66,12 +66,9 @@ class Convention:
     eps_on: EpsPlace = "corrected_root"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.correct_mu, bool):
-            raise TypeError(f"correct_mu must be a bool, got {self.correct_mu!r}")
+        _checks.flag("correct_mu", self.correct_mu)
         for name, known in (("correct_nu", NuCorrection), ("eps_on", EpsPlace)):
-            value = getattr(self, name)
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
+            _checks.literal(name, getattr(self, name), get_args(known))
 
 
 PAPER: Final = Convention(correct_mu=False, correct_nu="never")
@@ -86,17 +83,12 @@ KERAS: Final = Convention(correct_mu=True, correct_nu="after_max", eps_on="raw_r
 OPTAX: Final = Convention(correct_mu=True, correct_nu="before_max")
 """``optax.amsgrad`` with its defaults."""
 
-_NAMED: Final[dict[str, Convention]] = {
-    "paper": PAPER,
-    "pytorch": PYTORCH,
-    "keras": KERAS,
-    "optax": OPTAX,
-}
+_NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OPTAX}
 
 
-def resolve(convention: ConventionName | Convention) -> Convention:
+def resolve(convention: str | Convention) -> Convention:
     """Returns the convention that a user named, or the one that they built."""
     if isinstance(convention, Convention):
         return convention
-    otherwise = ", or an amsgrad_jax.Convention"
-    return _NAMED[_checks.literal("convention", convention, _NAMED, otherwise)]
+    known = get_args(ConventionName)
+    return _NAMED[_checks.literal("convention", convention, known, "an amsgrad_jax.Convention")]

@@ -73,14 +73,16 @@ def correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.where(is_large, -jnp.expm1(t * log_beta), 1 - power)
 
 
-def by_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """What a map that is linear, with real factors, makes of arrays, real or complex."""
-    # Of complex ones it maps both parts. In a complex product or quotient a real factor has an
-    # imaginary part of 0, which infinity makes a NaN of, and would have to be cast first.
-    if not jnp.iscomplexobj(arrays[0]):
-        return function(*arrays)
-    real, imag = (function(*part) for part in zip(*((a.real, a.imag) for a in arrays), strict=True))
-    return jax.lax.complex(real, imag)
+def times(factor: jax.Array, array: jax.Array) -> jax.Array:
+    """A real factor times an array, real or complex."""
+    # In a complex product the factor has an imaginary part of 0, which infinity makes a NaN of.
+    return _by_parts(lambda part: factor * part, array)
+
+
+def _by_parts(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+    if not jnp.iscomplexobj(array):
+        return function(array)
+    return jax.lax.complex(function(array.real), function(array.imag))
 
 
 def coefficients(
@@ -128,7 +130,7 @@ def averages(
         square = jnp.square(gradient.real) + jnp.square(gradient.imag)
     else:
         square = jnp.square(gradient)
-    mu = by_parts(lambda mu, gradient: c.b1 * mu + c.one_minus_b1 * gradient, mu, gradient)
+    mu = times(c.b1, mu) + times(c.one_minus_b1, gradient)
     nu = c.b2 * nu + c.one_minus_b2 * square
     return mu, nu, c.max_scale * nu
 
@@ -154,12 +156,10 @@ def direction(
     gradient: jax.Array, moments: Moments, c: Coefficients, *, nesterov: bool
 ) -> jax.Array:
     """The update of one array, from its moments after the gradient."""
+    momentum = moments.mu
+    if nesterov:
+        momentum = times(c.ahead, momentum) + times(c.one_minus_b1, gradient)
     divisor, unseen = denominator(moments.nu_max, c)
-
-    def divided(mu: jax.Array, gradient: jax.Array) -> jax.Array:
-        momentum = c.ahead * mu + c.one_minus_b1 * gradient if nesterov else mu
-        return momentum / divisor
-
-    update = by_parts(divided, moments.mu, gradient)
+    update = _by_parts(lambda part: part / divisor, momentum)
     # A coordinate without history has the update 0, for every eps, and the derivative 0.
     return jax.lax.select(unseen, jnp.zeros_like(update), update)

@@ -179,11 +179,7 @@ def max_report(
         if callable(learning_rate):
             rate = _checks.hyperparameter("learning_rate", learning_rate(count - 1))
         _state.check(node, _state.storage_of(node))
-        if jnp.shape(node.count) != ():
-            raise ValueError(
-                f"the state holds several runs, its count has shape {jnp.shape(node.count)}: "
-                "report each with jax.vmap(max_report)"
-            )
+        _state.check_one_run(node, "max_report")
         for path, stored in _state.stored_leaves(node):
             if jax.tree.leaves(stored)[0].size == 0:
                 continue

@@ -543,8 +543,7 @@ def _constraint(
 
     ``solve`` takes arrays, their weights from 0 (excluded) to 1, and the arrays of each operand.
     """
-    if over not in get_args(Over):
-        raise ValueError(f"over must be one of {get_args(Over)}, got {over!r}")
+    _checks.one_of("over", over, get_args(Over))
 
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:

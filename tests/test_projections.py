@@ -746,7 +746,11 @@ def test_reaches_the_minimum_that_scipy_finds_and_the_euclidean_projection_does_
         (lambda: projections.l2_ball(1.0, True), TypeError, "center must be a number"),
         (lambda: projections.halfspace(True, 1.0), TypeError, "normal must be a real number"),
         (lambda: projections.halfspace(1.0, True), TypeError, "offset must be a real number"),
-        (lambda: projections.l2_ball(1.0, over="rows"), ValueError, "over must be one of"),
+        (
+            lambda: projections.l2_ball(1.0, over="rows"),
+            ValueError,
+            "unknown over 'rows': it must be 'tree' or 'leaf'",
+        ),
         (lambda: projections.halfspace(0.0, 1.0), ValueError, "normal must not be zero"),
         (lambda: projections.halfspace(jnp.inf, 1.0), ValueError, "normal must be finite"),
         (lambda: projections.hyperplane(1.0, jnp.inf), ValueError, "offset must be finite"),
