@@ -9,7 +9,7 @@ import jax
 import optax
 
 from amsgrad_jax import _checks
-from amsgrad_jax._conventions import Convention
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._state import Storage
 from amsgrad_jax._transform import Hyperparameter, scale_by_amsgrad
 
@@ -21,7 +21,7 @@ def amsgrad(
     eps: Hyperparameter = 1e-8,
     eps_root: Hyperparameter = 0.0,
     *,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -94,7 +94,7 @@ def amsgradw(
     *,
     weight_decay: jax.typing.ArrayLike = 1e-2,
     mask: Any | Callable[[optax.Params], Any] | None = None,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

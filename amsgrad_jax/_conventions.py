@@ -8,12 +8,13 @@ rule (`_rule.py`) turns them into scalar factors; nothing else branches on them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from amsgrad_jax import _checks
 
 NuCorrection = Literal["never", "before_max", "after_max"]
 EpsPlace = Literal["corrected_root", "raw_root"]
+ConventionName: TypeAlias = Literal["paper", "pytorch", "keras", "optax"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,17 @@ KERAS: Final = Convention(correct_mu=True, correct_nu="after_max", eps_on="raw_r
 OPTAX: Final = Convention(correct_mu=True, correct_nu="before_max")
 """``optax.amsgrad`` with its defaults."""
 
-_NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OPTAX}
+_NAMED: Final[dict[str, Convention]] = {
+    "paper": PAPER,
+    "pytorch": PYTORCH,
+    "keras": KERAS,
+    "optax": OPTAX,
+}
 
 
-def resolve(convention: str | Convention) -> Convention:
+def resolve(convention: ConventionName | Convention) -> Convention:
     """Returns the convention that a user named, or the one that they built."""
-    return _checks.one_of("convention", convention, Convention, _NAMED)
+    if isinstance(convention, Convention):
+        return convention
+    otherwise = ", or an amsgrad_jax.Convention"
+    return _NAMED[_checks.literal("convention", convention, _NAMED, otherwise)]

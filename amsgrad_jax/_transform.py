@@ -57,7 +57,7 @@ def scale_by_amsgrad(
     eps: Hyperparameter = 1e-8,
     eps_root: Hyperparameter = 0.0,
     *,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: _conventions.ConventionName | _conventions.Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -162,6 +162,7 @@ def scale_by_amsgrad(
     ) -> tuple[optax.Updates, AmsgradState]:
         del params, extra_args
         _state.check(state, storage)
+        _state.check_one_run(state)
         if storage == "packed":
             _state.check_real("gradients", updates)
             updates = _rounding.not_differentiable(updates)

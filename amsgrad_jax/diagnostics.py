@@ -19,12 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _conventions, _packed, _rule, _state
+from amsgrad_jax import _checks, _conventions, _names, _packed, _rule, _state
 from amsgrad_jax._rule import Moments
 from amsgrad_jax._transform import Hyperparameter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "Report",
+    "WatchState",
+    "last_report",
+    "max_report",
+    "plot",
+    "watch",
+]
 
 Report: TypeAlias = dict[str, jax.Array]
 """Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
@@ -57,7 +66,7 @@ def max_report(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: _conventions.ConventionName | _conventions.Convention = "pytorch",
 ) -> Report:
     r"""Says how much the running maximum holds back the coordinates of a run.
 
@@ -171,29 +180,28 @@ def max_report(
     # Step sizes are those of the first moment as it is after its correction.
     convention = dataclasses.replace(_conventions.resolve(convention), correct_mu=False)
 
-    _state.states(state)  # raises if there is none
-    found = _state.nodes(state)
+    found = _state.require_states(state)
     groups: dict[str, _Measured] = {}
-    owners: dict[str, str] = {}
-    for where, node in found:
-        count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
+    owners: dict[str, int] = {}
+    for number, (place, node) in enumerate(found):
+        count = jnp.maximum(_state.count_of(node), 1)  # before the first step: no division by 0
+        if count.shape != ():
+            raise ValueError(
+                f"the state holds several runs, its count has shape {count.shape}: "
+                "report each with jax.vmap(max_report)"
+            )
         rate = learning_rate
         if callable(learning_rate):
             rate = _checks.hyperparameter("learning_rate", learning_rate(count - 1))
         _state.check(node, _state.storage_of(node))
-        if jnp.shape(node.count) != ():
-            raise ValueError(
-                f"the state holds several runs, its count has shape {jnp.shape(node.count)}: "
-                "report each with jax.vmap(max_report)"
-            )
-        for path, stored in _state.stored_leaves(node):
-            leaf = _state.named(path)
+        leaves = [leaf for leaf, _ in _names.named_leaves(_state.like_params(node))]
+        for leaf, (_, stored) in zip(leaves, _state.stored_leaves(node), strict=True):
             size = jax.tree.leaves(stored)[0].size
             if size == 0:
                 continue
             if size > _LARGEST:
                 raise ValueError(
-                    f"{leaf or 'the root'} has {size:,} coordinates, a report counts up to "
+                    f"{leaf or 'the root'} has {size:,} coordinates, but a report counts up to "
                     f"{_LARGEST:,} in a leaf: leave it out with optax.masked, or report a part"
                 )
             coefficients = _rule.coefficients(
@@ -207,14 +215,13 @@ def max_report(
             group = leaf if per == "leaf" else "" if per == "tree" else per(leaf)
             if not isinstance(group, str):
                 raise TypeError(f"per must return the name of a group, got {group!r} for {leaf!r}")
-            parts = (_state.named(where) if len(found) > 1 else "", group)
+            parts = (place if len(found) > 1 else "", group)
             name = "/".join(part for part in parts if part)
             # Leaves meet in a group because `per` says so, not because their paths look alike.
-            owner = jax.tree_util.keystr((*where, *path) if per == "leaf" else where)
-            if owners.setdefault(name, owner) != owner:
+            if (per == "leaf" and name in groups) or owners.setdefault(name, number) != number:
                 raise ValueError(
-                    f"{owners[name]} and {owner} would both be called {name!r}: "
-                    "rename one, or pass a function as per that tells them apart"
+                    f"two {'leaves' if per == 'leaf' else 'groups of two states'} have the name "
+                    f"{name!r}: rename one, or pass a function as per that tells them apart"
                 )
             measured = _measure(stored, coefficients, frozen, rate)
             groups[name] = _together(groups[name], measured) if name in groups else measured

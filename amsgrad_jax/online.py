@@ -19,6 +19,16 @@ import optax
 
 from amsgrad_jax import _checks
 
+__all__ = [
+    "Rounds",
+    "average_regret",
+    "best_linear",
+    "best_quadratic",
+    "play",
+    "regret_bound",
+    "regret_bound_decaying_b1",
+]
+
 # Rounds in one call: enough that the call costs nothing, few enough to watch the progress.
 _CHUNK: Final = 100_000
 

@@ -21,6 +21,20 @@ import optax
 
 from amsgrad_jax import _checks, _state
 
+__all__ = [
+    "Constraint",
+    "Over",
+    "box",
+    "halfspace",
+    "hyperplane",
+    "l1_ball",
+    "l2_ball",
+    "nonnegative",
+    "project",
+    "projected",
+    "simplex",
+]
+
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
 
@@ -461,7 +475,7 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
 def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array) -> Any:
     """The weights of all parameters, from wherever in ``state`` their moments are."""
     roots: dict[Any, jax.Array] = {}
-    for node in _state.states(state).values():
+    for _, node in _state.require_states(state):
         for path, moments in _state.leaf_moments(node):
             if path in roots:
                 raise ValueError(

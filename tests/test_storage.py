@@ -530,9 +530,9 @@ def test_partition_chooses_leaves():
         chex.assert_trees_all_equal(got[leaf], want[leaf])
     # One run in two storages is one again, and goes back into the two.
     state = trained(optimizer, params)[1]
-    taken = amsgrad_jax.ScaleByAmsgradState(*interop.take(state, params))
+    taken = interop.get_moments(state, params)
     assert taken.count == 30
-    chex.assert_trees_all_equal(interop.put(optimizer.init(params), taken), state)
+    chex.assert_trees_all_equal(interop.set_moments(optimizer.init(params), taken), state)
 
 
 def test_flattened():
