@@ -106,10 +106,13 @@ def max_report(
     rounded :math:`1.01\, v_t`.
 
     Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
+    Within ``jax.shard_map`` it adds up over the axes that a leaf is split over: the report is that
+    of the whole arrays, on every device. What a leaf is split over is part of its type, from JAX
+    0.7 on, and with ``check_vma`` on; without that, each device reports its part.
 
     Args:
       state: Any tree with a state of AMSGrad in it, full or packed. If it has several, each is
-        reported under its path in ``state``.
+        reported under its path in ``state``. Of a ``flax.nnx.Optimizer``, its ``opt_state``.
       per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
         such as ``"dense/kernel"``, to the name of a group.
       quantiles: Which quantiles, in (0, 1]. 0.999 gives ``slowdown_q99.9``.
@@ -130,8 +133,9 @@ def max_report(
     Raises:
       TypeError: If an argument is of the wrong type, ``per`` returns no name, or the state was
         cast to other dtypes.
-      ValueError: If there is no state of AMSGrad in ``state``, or an argument is out
-        of its range.
+      ValueError: If there is no state of AMSGrad in ``state``, an argument is out of its range,
+        two leaves or two states have the same name, as in ``{"a/b": ..., "a": {"b": ...}}``, or
+        a leaf has more than 4,294,967,295 elements.
 
     Examples:
       One gradient was 100 times as large as the others, 40 steps ago:
@@ -310,7 +314,7 @@ def _split_over(stored: _state.Stored) -> tuple[str, ...]:
         kind = jax.typeof(leaf)
         if hasattr(kind, "manual_axis_type"):
             return kind.manual_axis_type.varying
-        return getattr(kind, "vma", frozenset())  # its older name; JAX 0.6 has neither
+        return getattr(kind, "vma", frozenset())  # its older name; JAX 0.6.0 has neither
 
     return tuple(sorted(frozenset().union(*map(axes, jax.tree.leaves(stored)))))
 
@@ -413,6 +417,10 @@ def watch(
     After every ``every`` updates the report is made anew, under ``jax.lax.cond``: in the other
     steps it costs nothing. A training loop logs :func:`last_report` without knowing where in the
     state the moments are.
+
+    The report is kept as numbers without names. So the state has one structure wherever it is
+    made, and goes into a ``flax.nnx.Optimizer``, into ``jax.shard_map`` with parameters split, and
+    through ``optax.tree.map_params``.
 
     Like ``optax.apply_if_finite`` it wraps. ``optax.snapshot`` and ``optax.monitor``, which
     stand in a chain, see the updates and not the state of their neighbours.
