@@ -143,9 +143,9 @@ def describe(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
-def inexact(what: str, tree: Any) -> None:
+def trainable(what: str, tree: Any) -> None:
     """Raises unless every leaf of ``tree`` is an array, floating point or complex."""
-    if all(_is_inexact(leaf) for leaf in jax.tree.leaves(tree)):
+    if all(_kind(getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(tree)):
         return
     for name, leaf in _names.named_leaves(tree):
         if isinstance(leaf, float | complex) and not hasattr(leaf, "dtype"):
@@ -153,8 +153,14 @@ def inexact(what: str, tree: Any) -> None:
                 f"{what} must be arrays, but the leaf {name!r} is a Python {type(leaf).__name__}: "
                 "jax.numpy.asarray makes an array of it"
             )
-        if not _is_inexact(leaf):
-            dtype = getattr(leaf, "dtype", type(leaf))
+    inexact(what, tree)
+
+
+def inexact(what: str, tree: Any) -> None:
+    """Raises unless every leaf of ``tree`` is floating point or complex, an array or a number."""
+    for name, leaf in _names.named_leaves(tree):
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if not _kind(dtype):
             raise TypeError(
                 f"{what} must be floating point or complex, but the leaf {name!r} has "
                 f"dtype {getattr(dtype, '__name__', dtype)}: leave it out with optax.masked, "
@@ -180,7 +186,7 @@ def match(gradients: Any, like: Any) -> None:
             raise ValueError(
                 f"{complaint}: {name!r} has no gradient, the state has {describe(leaf)}"
             )
-    inexact("gradients", gradients)
+    trainable("gradients", gradients)
     for name, gradient in got.items():
         moment = expected[name]
         if jnp.shape(gradient) != jnp.shape(moment):
@@ -198,10 +204,6 @@ def match(gradients: Any, like: Any) -> None:
     )
     short = " and ".join(text if len(text) <= 60 else f"{text[:60]}..." for text in structures)
     raise ValueError(f"{complaint}: their containers differ, {short}")
-
-
-def _is_inexact(leaf: Any) -> bool:
-    return _kind(getattr(leaf, "dtype", None)) is not None
 
 
 def _fits(gradient: Any, moment: Any) -> bool:

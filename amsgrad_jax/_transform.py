@@ -151,7 +151,7 @@ def scale_by_amsgrad(
     _checks.flag("nesterov", nesterov)
 
     def init(params: optax.Params) -> AmsgradState:
-        _checks.inexact("params", params)
+        _checks.trainable("params", params)
         return _state.zeros(params, storage)
 
     def update(

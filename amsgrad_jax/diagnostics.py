@@ -285,8 +285,7 @@ def _measure(
     _, sampled = view(jax.tree.map(_sample, stored))
     values = {"slowdown": jnp.sqrt(sampled.ratio)}
     if learning_rate is not None:
-        divisor = c.root_scale * jnp.sqrt(sampled.radicand + c.eps_root) + c.eps
-        divisor = jnp.where(sampled.live, divisor, 1)
+        divisor, _ = _rule.denominator(sampled.radicand, c)
         values["step_size"] = jnp.asarray(learning_rate, divisor.dtype) / divisor
     size = jnp.float32(moments.mu.size)
     # For how many coordinates one of the sample stands. It multiplies what has been counted and
