@@ -298,8 +298,6 @@ def _find_mismatch(gradients: Any, stored: Any) -> None:
                 f"{complaint}: {name!r} is {describe(gradient)}, the state was made for "
                 f"{'complex' if jnp.iscomplexobj(moment) else 'real'} parameters"
             )
-    trees = (
-        str(jax.tree.structure(tree)).removeprefix("PyTreeDef") for tree in (gradients, stored)
-    )
+    trees = map(str, map(jax.tree.structure, (gradients, stored)))
     short = " and ".join(text if len(text) <= 60 else f"{text[:60]}..." for text in trees)
     raise ValueError(f"{complaint}: their containers differ, {short}")
