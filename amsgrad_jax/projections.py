@@ -543,7 +543,7 @@ def _constraint(
 
     ``solve`` takes arrays, their weights from 0 (excluded) to 1, and the arrays of each operand.
     """
-    _checks.one_of("over", over, get_args(Over))
+    _checks.literal("over", over, get_args(Over))
 
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:
