@@ -934,6 +934,7 @@ def test_bad_plots(monkeypatch):
 
 @pytest.mark.parametrize("storage", ["full", "packed"])
 def test_a_state_of_nnx_without_its_classes(storage):
+    nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, amsgrad_jax.amsgrad(0.1, storage=storage), wrt=nnx.Param)
     with pytest.raises(ValueError, match="without their class.* of an nnx.Optimizer its opt_state"):
