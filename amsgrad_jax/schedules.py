@@ -45,7 +45,7 @@ def inverse_sqrt(alpha: jax.typing.ArrayLike) -> optax.Schedule:
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorems 1 to 5.
     """
     alpha = _checks.hyperparameter("alpha", alpha)
-    return lambda count: alpha / jnp.sqrt(_floating(count) + 1)
+    return lambda count: _floating(alpha) / jnp.sqrt(_floating(count) + 1)
 
 
 def decaying_b1(b1: jax.typing.ArrayLike, decay: float) -> optax.Schedule:
@@ -87,7 +87,7 @@ def decaying_b1(b1: jax.typing.ArrayLike, decay: float) -> optax.Schedule:
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be a Python number in (0, 1], got {decay!r}")
     log_decay = math.log(decay)
-    return lambda count: b1 * jnp.exp(log_decay * _floating(count))
+    return lambda count: _floating(b1) * jnp.exp(log_decay * _floating(count))
 
 
 def inverse_b1(b1: jax.typing.ArrayLike) -> optax.Schedule:
@@ -120,7 +120,7 @@ def inverse_b1(b1: jax.typing.ArrayLike) -> optax.Schedule:
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, after Corollary 1.
     """
     b1 = _checks.hyperparameter("b1", b1)
-    return lambda count: b1 / (_floating(count) + 1)
+    return lambda count: _floating(b1) / (_floating(count) + 1)
 
 
 def running_mean_b2() -> optax.Schedule:
@@ -162,6 +162,6 @@ def running_mean_b2() -> optax.Schedule:
     return lambda count: 1 - 1 / (_floating(count) + 1)
 
 
-def _floating(count: jax.typing.ArrayLike) -> jax.Array:
+def _floating(number: jax.typing.ArrayLike) -> jax.Array:
     # Before 1 is added: a count that has reached the end of int32 would become negative.
-    return jnp.asarray(count, float)
+    return jnp.asarray(number, float)
