@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _state
+from amsgrad_jax import _checks, _conventions, _rule, _state
 
 __all__ = [
     "Constraint",
@@ -474,29 +474,43 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
 
 def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array) -> Any:
     """The weights of all parameters, from wherever in ``state`` their moments are."""
-    roots: dict[Any, jax.Array] = {}
+
+    @functools.cache
+    def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
+        # Of the paper's convention, whose denominator has no correction in any step.
+        return _rule.coefficients(
+            jnp.int32(1),
+            b1=0.0,
+            b2=0.0,
+            eps=eps,
+            eps_root=0.0,
+            convention=_conventions.PAPER,
+            nesterov=False,
+            dtype=dtype,
+        )
+
+    def weight(nu_max: jax.Array) -> jax.Array:
+        c = coefficients(nu_max.dtype)
+        divisor, unseen = _rule.denominator(nu_max, c)
+        return jnp.where(unseen, c.eps, divisor)
+
+    weights: dict[Any, jax.Array] = {}
     for _, node in _state.require_states(state):
         for path, moments in _state.leaf_moments(node):
-            if path in roots:
+            if path in weights:
                 raise ValueError(
                     f"projected found several states of AMSGrad for {_checks.at(path)}, "
                     "and cannot know whose metric to project in"
                 )
-            roots[path] = _root(moments.nu_max)
+            weights[path] = weight(moments.nu_max)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for path in paths:
-        if path not in roots:
+        if path not in weights:
             raise ValueError(
                 f"projected found no moments of AMSGrad for {_checks.at(path)}: to constrain "
                 "some of the parameters, put projected into optax.partition"
             )
-    return jax.tree.unflatten(jax.tree.structure(params), [roots[path] + eps for path in paths])
-
-
-def _root(nu_max: jax.Array) -> jax.Array:
-    """The root of the maximum of one array."""
-    unseen = nu_max == 0  # there sqrt has an infinite slope; as in the rule, it counts as 0
-    return jnp.where(unseen, 0, jnp.sqrt(jnp.where(unseen, 1, nu_max)))
+    return jax.tree.unflatten(jax.tree.structure(params), [weights[path] for path in paths])
 
 
 def _rescaled(weights: _Arrays) -> _Arrays:
@@ -529,8 +543,7 @@ def _constraint(
 
     ``solve`` takes arrays, their weights from 0 (excluded) to 1, and the arrays of each operand.
     """
-    if over not in get_args(Over):
-        raise ValueError(f"over must be one of {get_args(Over)}, got {over!r}")
+    _checks.one_of("over", over, get_args(Over))
 
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:

@@ -1,7 +1,6 @@
 """Bad input raises at the earliest moment, and the message says what to change."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -82,20 +81,22 @@ def test_unknown_names(factory):
     with pytest.raises(ValueError, match="unknown convention 'torch'") as caught:
         factory(1e-3, convention="torch")
     assert all(repr(name) in str(caught.value) for name in CONVENTIONS)
-    with pytest.raises(TypeError, match="convention must be a name or an amsgrad_jax.Convention"):
+    with pytest.raises(
+        TypeError, match="convention must be 'paper', .*, or an amsgrad_jax.Convention, got None"
+    ):
         factory(1e-3, convention=None)
     with pytest.raises(ValueError, match="unknown storage 'half': it must be 'full' or 'packed'"):
         factory(1e-3, storage="half")
     with pytest.raises(TypeError, match="storage must be 'full' or 'packed', got None"):
         factory(1e-3, storage=None)
-    with pytest.raises(TypeError, match="nesterov must be a bool, got 1"):
+    with pytest.raises(TypeError, match="nesterov must be a bool, got 1 of type int"):
         factory(1e-3, nesterov=1)
 
 
 def test_convention():
-    with pytest.raises(ValueError, match=r"correct_nu must be one of \('never', .*got 'after'"):
+    with pytest.raises(ValueError, match="unknown correct_nu 'after': it must be 'never', 'bef"):
         amsgrad_jax.Convention(correct_mu=True, correct_nu="after")
-    with pytest.raises(ValueError, match="eps_on must be one of .*got None"):
+    with pytest.raises(TypeError, match="eps_on must be 'corrected_root' or 'raw_root', got None"):
         amsgrad_jax.Convention(correct_mu=True, correct_nu="never", eps_on=None)
     with pytest.raises(TypeError, match="correct_mu must be a bool, got 1"):
         amsgrad_jax.Convention(correct_mu=1, correct_nu="never")
@@ -116,17 +117,15 @@ def test_convention():
 )
 def test_parameters_that_are_no_numbers(leaf, dtype):
     params = {"dense": [jnp.ones(2), {"steps": leaf}]}
-    message = re.escape("params must be floating point or complex, but the leaf at ['dense'][1]")
-    with pytest.raises(TypeError, match=rf"{message}\['steps'\] has dtype {dtype}"):
+    message = "params must be floating point or complex, but the leaf 'dense/1/steps'"
+    with pytest.raises(TypeError, match=f"{message} has dtype {dtype}"):
         amsgrad_jax.amsgrad(1e-3).init(params)
 
 
 def test_integer_gradients():
     optimizer = amsgrad_jax.scale_by_amsgrad()
     gradients = jax.tree.map(lambda p: p.astype(int), PARAMS)
-    with pytest.raises(
-        TypeError, match=r"gradients must be .* at \['dense'\]\['b'\] has dtype int"
-    ):
+    with pytest.raises(TypeError, match="gradients must be .* the leaf 'dense/b' has dtype int"):
         optimizer.update(gradients, optimizer.init(PARAMS))
 
 
@@ -137,27 +136,27 @@ def test_integer_gradients():
         (
             {"dense": {"w": jnp.ones((2, 3))}},
             ValueError,
-            r"\['dense'\]\['b'\] has no gradient, the state has float32\[3\]",
+            r"'dense/b' has no gradient, the state has float32\[3\]",
         ),
         (
             {"dense": {"w": jnp.ones((2, 3)), "b": None}},
             ValueError,
-            r"\['dense'\]\['b'\] has no gradient, the state has float32\[3\]",
+            r"'dense/b' has no gradient, the state has float32\[3\]",
         ),
         (
             {"dense": PARAMS["dense"], "extra": jnp.ones(1)},
             ValueError,
-            r"\['extra'\], float32\[1\], is not in the state",
+            r"'extra', float32\[1\], is not in the state",
         ),
         (
             {"dense": {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}},
             ValueError,
-            r"\['dense'\]\['w'\] is float32\[3, 2\], the state was made for shape \[2, 3\]",
+            r"'dense/w' is float32\[3, 2\], the state was made for shape \[2, 3\]",
         ),
         (
             {"dense": {"w": jnp.ones((2, 3)), "b": 1j * jnp.ones(3)}},
             TypeError,
-            r"\['dense'\]\['b'\] is complex64\[3\], the state was made for real parameters",
+            r"'dense/b' is complex64\[3\], the state was made for real parameters",
         ),
     ],
     ids=["missing", "none", "extra", "shape", "complex"],

@@ -244,9 +244,12 @@ def leaves_of(params: Any) -> dict[str, Any]:
     leaves = _names.by_name(params)
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
+            hint = "leave out what is not trained, as by equinox.filter"
+            if hasattr(leaf, "detach"):  # a tensor of PyTorch
+                hint = "jax.numpy.asarray(tensor.detach().numpy()) makes an array of a tensor"
             raise TypeError(
                 f"params must have arrays for leaves, got {_state.type_names([type(leaf)])} at "
-                f"{name!r}: of a tensor, jax.numpy.asarray(tensor.detach().numpy()) makes one"
+                f"{name!r}: {hint}"
             )
     _checks.inexact("params", params)
     return leaves
@@ -271,8 +274,7 @@ def same_names(what: str, got: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 def check_without_max(value: Any) -> None:
     """Raises unless ``value`` says what to do about a state without a maximum."""
-    if value not in get_args(WithoutMax):
-        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {value!r}")
+    _checks.literal("without_max", value, get_args(WithoutMax))
 
 
 def _is_packed(node: Any) -> bool:
