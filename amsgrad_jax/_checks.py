@@ -21,6 +21,7 @@ _Kind = TypeVar("_Kind")
 # Everything else may be any finite number from 0 on.
 _DECAY_RATES = ("b1", "b2")
 
+# The first arguments of the optimizers, where torch has the parameters.
 _FIRST = ("learning_rate", "b1")
 
 # JAX's shardings hold the number of devices as an int32.
@@ -51,7 +52,6 @@ def hyperparameter_or_schedule(name: str, value: Any) -> float | jax.Array | opt
     """Like :func:`hyperparameter`, but lets a schedule through, to be checked when called."""
     if callable(value):
         return cast(optax.Schedule, value)
-    # The first argument of a factory, where torch has the parameters.
     hint = "; the optimizer gets the parameters in init" if name in _FIRST else ""
     return hyperparameter(name, value, hint)
 
@@ -162,17 +162,15 @@ def beside(name: str, tree: Any, updates: Any) -> Any:
     except ValueError:
         raise ValueError(f"{name} must be a tree like the updates") from None
     leaves = jax.tree.leaves(found)
-    if any(
-        jnp.shape(a) != jnp.shape(b) for a, b in zip(leaves, jax.tree.leaves(updates), strict=True)
-    ):
-        for (path, update), leaf in zip(
-            jax.tree_util.tree_leaves_with_path(updates), leaves, strict=True
-        ):
-            if jnp.shape(leaf) != jnp.shape(update):
-                raise ValueError(
-                    f"{name} must be a tree like the updates, but at {at(path)} the one is "
-                    f"{describe(leaf)} and the other {describe(update)}"
-                )
+    if list(map(jnp.shape, leaves)) != list(map(jnp.shape, jax.tree.leaves(updates))):
+        pairs = zip(jax.tree_util.tree_leaves_with_path(updates), leaves, strict=True)
+        (path, update), leaf = next(
+            pair for pair in pairs if jnp.shape(pair[0][1]) != jnp.shape(pair[1])
+        )
+        raise ValueError(
+            f"{name} must be a tree like the updates, but at {at(path)} the one is "
+            f"{describe(leaf)} and the other {describe(update)}"
+        )
     return found
 
 
