@@ -32,7 +32,7 @@ def hyperparameter(name: str, value: Any, hint: str = "") -> float | jax.Array:
     """Returns ``value`` as a float or a 0-d array within its range, or raises."""
     is_decay_rate = name in _DECAY_RATES
     expected = f"a number in {'[0, 1)' if is_decay_rate else '[0, inf)'}"
-    _scalar(name, value, expected, (jnp.floating, jnp.integer), hint)
+    _scalar(name, value, expected, (jnp.floating, jnp.integer), hint, of_shape=ValueError)
     expected = f"{name} must be {expected}"
     dtype = jnp.result_type(value)
     if is_decay_rate and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -86,16 +86,23 @@ def one_of(name: str, value: Any, known: Collection[str], otherwise: str = "") -
     return value
 
 
-def _scalar(name: str, value: Any, expected: str, kinds: tuple[Any, ...], hint: str = "") -> None:
+def _scalar(
+    name: str,
+    value: Any,
+    expected: str,
+    kinds: tuple[Any, ...],
+    hint: str = "",
+    of_shape: type[Exception] = TypeError,
+) -> None:
     """Raises unless ``value`` is a number of Python, or a 0-d array, of one of the kinds."""
     try:  # whatever has a dtype: arrays of jax and numpy, also numpy's scalars
         dtype = jnp.dtype(value.dtype if hasattr(value, "dtype") else type(value))
     except TypeError:  # of no library that JAX knows
         dtype = jnp.dtype(object)
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}{hint}")
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}{hint}")
+    is_of_kind = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if not is_of_kind or jnp.shape(value) != ():
+        error = of_shape if is_of_kind else TypeError
+        raise error(f"{name} must be {expected}, got {shown(value)}{hint}")
 
 
 def function(name: str, value: Any, of: str) -> None:
