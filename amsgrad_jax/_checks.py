@@ -29,12 +29,10 @@ _FIRST = ("learning_rate", "b1")
 MOST_DEVICES: Final = 2**31 - 1
 
 
-def hyperparameter(name: str, value: Any) -> float | jax.Array:
+def hyperparameter(name: str, value: Any, hint: str = "") -> float | jax.Array:
     """Returns ``value`` as a float or a 0-d array within its range, or raises."""
     is_decay_rate = name in _DECAY_RATES
     expected = f"a number in {'[0, 1)' if is_decay_rate else '[0, inf)'}"
-    # The first argument of a factory, where torch has the parameters.
-    hint = "; the optimizer gets the parameters in init" if name in _FIRST else ""
     _scalar(name, value, expected, (jnp.floating, jnp.integer), hint)
     expected = f"{name} must be {expected}"
     dtype = jnp.result_type(value)
@@ -55,7 +53,9 @@ def hyperparameter_or_schedule(name: str, value: Any) -> float | jax.Array | opt
     """Like :func:`hyperparameter`, but lets a schedule through, to be checked when called."""
     if callable(value):
         return cast(optax.Schedule, value)
-    return hyperparameter(name, value)
+    # The first argument of a factory, where torch has the parameters.
+    hint = "; the optimizer gets the parameters in init" if name in _FIRST else ""
+    return hyperparameter(name, value, hint)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -277,9 +277,16 @@ def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
     """:func:`find_states`, or raises if there is none."""
     found = find_states(tree)
     if not found:
+        hint = "states of other libraries come in through amsgrad_jax.interop"
+        keys = {key for path, _ in jax.tree_util.tree_leaves_with_path(tree) for key in path}
+        if keys & {jax.tree_util.DictKey("nu_max"), jax.tree_util.DictKey("packed")}:
+            hint = (
+                "its fields are there without their class, as in nnx.state(optimizer): "
+                "pass the state itself, of an nnx.Optimizer its opt_state"
+            )
         raise ValueError(
             "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
-            f"{type_names(_kinds(tree))}; states of other libraries come in through amsgrad_jax.interop"
+            f"{type_names(_kinds(tree))}; {hint}"
         )
     return found
 

@@ -248,11 +248,15 @@ def box(lower: Any, upper: Any) -> Constraint:
         del weights
         _check_real("box", y)
         leaves, tree = jax.tree.flatten(y)
-        bounds = zip(leaves, _beside("lower", lower, y), _beside("upper", upper, y), strict=True)
+        clipped = leaves
         # Not jnp.clip, whose derivative is 1/2 on the bound.
-        return tree.unflatten(
-            [jnp.where(y < low, low, jnp.where(y > high, high, y)) for y, low, high in bounds]
-        )
+        if not _is_infinite(upper):
+            highs = _beside("upper", upper, y)
+            clipped = [jnp.where(y > high, high, y) for y, high in zip(leaves, highs, strict=True)]
+        if not _is_infinite(lower):
+            lows = zip(leaves, _beside("lower", lower, y), clipped, strict=True)
+            clipped = [jnp.where(y < low, low, x) for y, low, x in lows]
+        return tree.unflatten(clipped)
 
     return constraint
 
@@ -543,7 +547,7 @@ def _constraint(
 
     ``solve`` takes arrays, their weights from 0 (excluded) to 1, and the arrays of each operand.
     """
-    _checks.one_of("over", over, get_args(Over))
+    _checks.literal("over", over, get_args(Over))
 
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:
@@ -636,7 +640,8 @@ def _l2_ball(radius: float | jax.Array, ys: _Arrays, weights: _Arrays, center: _
         return ~inside & (step > rounding) & (turn < 100)
 
     def solve(_: Any, start: jax.Array) -> jax.Array:
-        return jax.lax.while_loop(unfinished, newton, (start, jnp.full_like(start, jnp.inf), 0))[0]
+        largest = jnp.finfo(start.dtype).max
+        return jax.lax.while_loop(unfinished, newton, (start, jnp.full_like(start, largest), 0))[0]
 
     # No coordinate may be outside by itself. From there on squares cannot overflow.
     start = _largest([w * (jnp.abs(d) - 1) for d, w in zip(offsets, weights, strict=True)])
@@ -733,6 +738,11 @@ def _is_concrete(leaf: Any) -> bool:
 
 def _is_leaf(value: Any) -> bool:
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+
+
+def _is_infinite(bound: Any) -> bool:
+    """Whether a bound is infinite everywhere, and so none."""
+    return _is_leaf(bound) and _is_concrete(bound) and bool(np.all(np.isinf(bound)))
 
 
 def _same_everywhere(value: Any, tree: Any) -> Any:
