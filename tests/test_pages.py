@@ -15,20 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Their blocks still share one namespace, and say with assert what others print.
 CONTINUED = ["docs/diagnostics.md", "docs/migrating.md"]
 # What the extra `test` does not bring.
-OPTIONAL = (
-    "torch",
-    "blackjax",
-    "flowjax",
-    "gpjax",
-    "haiku",
-    "jaxopt",
-    "netket",
-    "numpyro",
-    "optimistix",
-    "penzai",
-    "safetensors",
-    "tensorboardX",
-)
+OPTIONAL = ("torch", "flatbuffers", "safetensors", "tensorboardX")
 
 
 class Block(NamedTuple):
