@@ -44,7 +44,7 @@ compiled: ## what XLA makes of a step for TPUs and GPUs that are not here; ARGS=
 	JAX_PLATFORMS=cpu .venv-compiled/bin/python -m benchmarks compiled $(ARGS)
 
 notebooks: $(VENV)/.with-docs ## execute the notebooks in place
-	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
+	$(BIN)/python .ci/notebooks.py --inplace notebooks/*.ipynb
 
 # Every page is read anew: what has not changed since a build that failed would not warn again.
 docs: $(VENV)/.with-docs ## the site in docs/_build/html; a broken link fails
@@ -54,4 +54,4 @@ record: $(VENV)/.with-parity ## record torch's trajectories for tests without to
 	$(BIN)/python -m tests.parity.record
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build docs/examples docs/notebooks

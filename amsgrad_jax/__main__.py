@@ -67,7 +67,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
         needed = ("matplotlib", "sklearn", "tqdm")
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
-            parser.error(f"{', '.join(missing)} not found: pip install 'amsgrad_jax[demo]'")
+            parser.error(f"{', '.join(missing)} not found: {_checks.extra('demo')}")
         out: Path = arguments.out
         try:
             out.mkdir(parents=True, exist_ok=True)

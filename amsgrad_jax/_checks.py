@@ -308,3 +308,8 @@ def _find_mismatch(gradients: Any, stored: Any) -> None:
     trees = map(str, map(jax.tree.structure, (gradients, stored)))
     short = " and ".join(text if len(text) <= 60 else f"{text[:60]}..." for text in trees)
     raise ValueError(f"{complaint}: their containers differ, {short}")
+
+
+def extra(name: str) -> str:
+    """How to install what an extra brings; no package index has this package yet."""
+    return f"run pip install '.[{name}]' in a clone of amsgrad-jax"

@@ -605,9 +605,7 @@ def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90")
         from matplotlib import colors
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "diagnostics.plot needs matplotlib: pip install 'amsgrad_jax[demo]'"
-        ) from error
+        raise ImportError(f"diagnostics.plot needs matplotlib: {_checks.extra('demo')}") from error
 
     if not isinstance(reports, Mapping) or not all(
         isinstance(report, Mapping) for report in reports.values()

@@ -95,7 +95,7 @@ def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
             "optax",
             lambda b2: through_optax(optax.scale_by_amsgrad(b2=b2), optax.ScaleByAmsgradState),
         ),
-        "torch Adam": ("pytorch", _through_torch),
+        "torch Adam(amsgrad=True)": ("pytorch", _through_torch),
     }
 
 

@@ -187,7 +187,7 @@ def torch(name: str, **arguments: bool) -> Optimizer:
             extra,
         )
 
-    return Optimizer(f"torch Adam, {name}", 36, start)
+    return Optimizer(f"torch Adam(amsgrad=True), {name}", 36, start)
 
 
 def _tensors(arrays: list[np.ndarray]) -> list[Any]:

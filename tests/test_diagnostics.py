@@ -936,7 +936,7 @@ def test_bad_plots(monkeypatch):
     with pytest.raises(ValueError, match="figure must be one of .* binding, got 'speed'"):
         diagnostics.plot({1: {"w/binding": 0.1}}, "speed")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'amsgrad_jax\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[demo\]' in a clone"):
         diagnostics.plot({1: {"w/binding": 0.1}}, "binding")
 
 

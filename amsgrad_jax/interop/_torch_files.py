@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from amsgrad_jax import _checks
 from amsgrad_jax.interop._pairing import some
 
 Key: TypeAlias = str | int | Sequence[str | int]
@@ -22,9 +23,7 @@ def import_torch() -> Any:
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "this needs PyTorch: pip install 'amsgrad_jax[parity]' installs it"
-        ) from error
+        raise ImportError(f"this needs PyTorch: {_checks.extra('parity')}") from error
 
 
 def state_dict_of(source: Any, key: Key | None) -> Mapping[str, Any]:

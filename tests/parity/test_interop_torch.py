@@ -848,5 +848,5 @@ def test_without_torch(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install 'amsgrad_jax\[parity\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[parity\]' in a clone"):
         interop.from_torch("run.pt", {})
