@@ -257,7 +257,10 @@ def _measure(
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, moments))
         live = finite & (radicand > 0)
         has_nu = live & (moments.nu > 0)
-        ratio = jnp.where(live, jnp.inf, jnp.zeros_like(radicand))
+        # Infinite where nu has fallen to 0; not by a division, nor by a constant, of which
+        # JAX's own checks would complain everywhere.
+        largest = jnp.finfo(radicand.dtype).max
+        ratio = 2 * jnp.where(live & ~has_nu, largest, jnp.zeros_like(radicand))
         ratio = jnp.where(has_nu, radicand / jnp.where(has_nu, moments.nu, 1), ratio)
         return moments, _Seen(radicand, finite, live, ratio)
 
