@@ -51,11 +51,13 @@ def amsgrad(
       nesterov: Whether to use Nesterov momentum.
 
     Returns:
-      The transformation; add its updates with ``optax.apply_updates``.
+      The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
+      the gradients, rounded to them once, after the learning rate.
 
     Raises:
       TypeError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is not a number.
-      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative.
+      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative or NaN: a
+        number, or what a schedule returns where it can be looked at.
 
     Examples:
       >>> import amsgrad_jax
@@ -122,7 +124,8 @@ def amsgradw(
       nesterov: Whether to use Nesterov momentum.
 
     Returns:
-      The transformation; add its updates with ``optax.apply_updates``.
+      The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
+      the gradients, rounded to them once, after the learning rate.
 
     Raises:
       TypeError: As :func:`amsgrad`, if ``weight_decay`` is not a number, or if ``mask`` is, or

@@ -23,6 +23,7 @@ _Kind = TypeVar("_Kind")
 # Everything else may be any finite number from 0 on.
 _DECAY_RATES = ("b1", "b2")
 
+# The first arguments of the optimizers, where torch has the parameters.
 _FIRST = ("learning_rate", "b1")
 
 # JAX's shardings hold the number of devices as an int32.
@@ -33,7 +34,7 @@ def hyperparameter(name: str, value: Any, hint: str = "") -> float | jax.Array:
     """Returns ``value`` as a float or a 0-d array within its range, or raises."""
     is_decay_rate = name in _DECAY_RATES
     expected = f"a number in {'[0, 1)' if is_decay_rate else '[0, inf)'}"
-    _scalar(name, value, expected, (jnp.floating, jnp.integer), hint)
+    _scalar(name, value, expected, (jnp.floating, jnp.integer), hint, of_shape=ValueError)
     expected = f"{name} must be {expected}"
     dtype = jnp.result_type(value)
     if is_decay_rate and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -53,7 +54,6 @@ def hyperparameter_or_schedule(name: str, value: Any) -> float | jax.Array | opt
     """Like :func:`hyperparameter`, but lets a schedule through, to be checked when called."""
     if callable(value):
         return cast(optax.Schedule, value)
-    # The first argument of a factory, where torch has the parameters.
     hint = "; the optimizer gets the parameters in init" if name in _FIRST else ""
     return hyperparameter(name, value, hint)
 
@@ -88,16 +88,23 @@ def literal(name: str, value: Any, known: Collection[str], otherwise: str = "") 
     return value
 
 
-def _scalar(name: str, value: Any, expected: str, kinds: tuple[Any, ...], hint: str = "") -> None:
+def _scalar(
+    name: str,
+    value: Any,
+    expected: str,
+    kinds: tuple[Any, ...],
+    hint: str = "",
+    of_shape: type[Exception] = TypeError,
+) -> None:
     """Raises unless ``value`` is a number of Python, or a 0-d array, of one of the kinds."""
     try:  # whatever has a dtype: arrays of jax and numpy, also numpy's scalars
         dtype = jnp.dtype(value.dtype if hasattr(value, "dtype") else type(value))
     except TypeError:  # of no library that JAX knows
         dtype = jnp.dtype(object)
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}{hint}")
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}{hint}")
+    is_of_kind = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if not is_of_kind or jnp.shape(value) != ():
+        error = of_shape if is_of_kind else TypeError
+        raise error(f"{name} must be {expected}, got {shown(value)}{hint}")
 
 
 def function(name: str, value: Any, of: str) -> None:
@@ -164,15 +171,15 @@ def beside(name: str, tree: Any, updates: Any) -> Any:
     except ValueError:
         raise ValueError(f"{name} must be a tree like the updates") from None
     leaves = jax.tree.leaves(found)
-    if any(
-        jnp.shape(a) != jnp.shape(b) for a, b in zip(leaves, jax.tree.leaves(updates), strict=True)
-    ):
-        for (leaf_name, update), leaf in zip(_names.named_leaves(updates), leaves, strict=True):
-            if jnp.shape(leaf) != jnp.shape(update):
-                raise ValueError(
-                    f"{name} must be a tree like the updates, but at {leaf_name!r} the one is "
-                    f"{describe(leaf)} and the other {describe(update)}"
-                )
+    if list(map(jnp.shape, leaves)) != list(map(jnp.shape, jax.tree.leaves(updates))):
+        pairs = zip(_names.named_leaves(updates), leaves, strict=True)
+        (leaf_name, update), leaf = next(
+            pair for pair in pairs if jnp.shape(pair[0][1]) != jnp.shape(pair[1])
+        )
+        raise ValueError(
+            f"{name} must be a tree like the updates, but at {leaf_name!r} the one is "
+            f"{describe(leaf)} and the other {describe(update)}"
+        )
     return found
 
 

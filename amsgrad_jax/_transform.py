@@ -109,8 +109,9 @@ def scale_by_amsgrad(
     Raises:
       TypeError: If an argument, a parameter or a gradient is of the wrong type, or if a state
         is of another storage or was cast to other dtypes.
-      ValueError: If an argument is out of its range or unknown, or if gradients do not
-        match the state: in their tree, or in the shape of a leaf.
+      ValueError: If an argument is out of its range or unknown, if gradients do not
+        match the state: in their tree, or in the shape of a leaf, or if the state holds
+        several runs, which need ``jax.vmap``.
 
     Examples:
       >>> import amsgrad_jax

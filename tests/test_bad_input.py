@@ -216,7 +216,7 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @every_optimizer
 def test_numbers_of_python_for_leaves(optimizer):
     with_number = {"dense": {"w": PARAMS["dense"]["w"], "b": 1.5}}
-    message = r"must be arrays, but the leaf at \['dense'\]\['b'\] is 1.5 of type float: jnp.asar"
+    message = r"must be arrays, but the leaf 'dense/b' is 1.5 of type float: jax.numpy.asar"
     fails(TypeError, "params " + message, optimizer.init, with_number)
     scalar = {"dense": {"w": PARAMS["dense"]["w"], "b": jnp.float32(1)}}
     state = amsgrad_jax.amsgrad(1e-3).init(scalar)
@@ -275,7 +275,7 @@ def test_state_of_another_chain():
         (iter([jnp.ones(3)]), "a list_iterator"),
         ("x" * 1000, "'xxxx.* of type str"),
     ],
-    ids=str,
+    ids=["dict", "list", "array", "generator", "iterator", "text"],
 )
 def test_parameters_first_as_in_torch(factory, params, got):
     message = rf"must be a number in .*, got {got}; the optimizer gets the parameters in init"
@@ -301,12 +301,12 @@ MASK = "mask must be a tree of bools, or a function from the parameters to one"
     [
         ("bias", "'bias' of type str"),
         (1, "1 of type int"),
-        ({"dense": {"w": True, "b": "no"}}, r"'no' of type str at \['dense'\]\['b'\]"),
-        ({"dense": {"w": True, "b": 1}}, r"1 of type int at \['dense'\]\['b'\]"),
+        ({"dense": {"w": True, "b": "no"}}, r"'no' of type str at 'dense/b'"),
+        ({"dense": {"w": True, "b": 1}}, r"1 of type int at 'dense/b'"),
         (jnp.ones(3, bool), r"an array of shape \(3,\)"),
-        ({"dense": lambda params: True}, r"a function at \['dense'\]"),
+        ({"dense": lambda params: True}, r"a function at 'dense'"),
     ],
-    ids=str,
+    ids=["text", "number", "text inside", "number inside", "array", "function inside"],
 )
 def test_masks_that_are_none(mask, got):
     fails(TypeError, f"{MASK}, got {got}", amsgrad_jax.amsgradw, 1e-3, mask=mask)
@@ -315,7 +315,7 @@ def test_masks_that_are_none(mask, got):
 def test_masks_that_functions_make():
     for mask, got in (
         (lambda params: "bias", "'bias' of type str"),
-        (lambda params: params, r"an array of shape \(3,\) at \['dense'\]\['b'\]"),
+        (lambda params: params, r"an array of shape \(3,\) at 'dense/b'"),
         (lambda params: jax.tree.map(lambda p: p.ndim, params), "1 of type int at"),
     ):
         optimizer = amsgrad_jax.amsgradw(1e-3, mask=mask)
@@ -360,7 +360,7 @@ def test_parameters_that_do_not_match_the_updates():
     message = "params must be a tree like the updates"
     fails(ValueError, message, optimizer.update, PARAMS, state, PARAMS["dense"])
     swapped = {"dense": {"w": jnp.ones(3), "b": jnp.ones(3)}}
-    message += r", but at \['dense'\]\['w'\] the one is float32\[3\] and the other float32\[2, 3\]"
+    message += r", but at 'dense/w' the one is float32\[3\] and the other float32\[2, 3\]"
     fails(ValueError, message, optimizer.update, PARAMS, state, swapped)
 
 
@@ -398,7 +398,7 @@ def test_weight_decay():
 def test_a_count_with_axes_needs_vmap(optimizer):
     params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), PARAMS)
     state = jax.vmap(optimizer.init)(params)
-    message = r"several runs, its count has shape \(2,\): wrap the call in jax.vmap"
+    message = r"several runs: its count has shape \(2,\), .* Wrap the call in jax.vmap"
     fails(ValueError, message, optimizer.update, params, state, params)
     fails(ValueError, message, jax.jit(optimizer.update), params, state, params)
     updates, after = jax.vmap(optimizer.update)(params, state, params)

@@ -821,7 +821,11 @@ def test_state_without_amsgrad():
         ({"quantiles": (True,)}, TypeError, "quantiles must be numbers in .*, got True"),
         ({"per": lambda path: None}, TypeError, "per must return the name .*, got None for 'w'"),
         ({"frozen": "100"}, TypeError, "frozen must be a slowdown of at least 1, got '100'"),
-        ({"frozen": np.ones(2)}, ValueError, "frozen must be a slowdown .* got an array"),
+        (
+            {"frozen": np.ones(2)},
+            TypeError,
+            "frozen must be a slowdown of at least 1, got an array of shape",
+        ),
         ({"learning_rate": lambda count: None}, TypeError, "learning_rate must be .* got None"),
         ({"learning_rate": lambda count: -1.0}, ValueError, "learning_rate must be .* got -1.0"),
         ({"frozen": 0.5}, ValueError, "frozen must be .* got 0.5"),
@@ -904,7 +908,11 @@ def test_bad_watches():
         ({"one": {"w/binding": 0.1}}, TypeError, "steps of reports must be numbers, got 'one'"),
         ({np.inf: {"w/binding": 0.1}}, ValueError, "steps of reports must be finite, got inf"),
         ({1: {"w/binding": "x"}}, TypeError, "w/binding must be a real scalar, got 'x'"),
-        ({1: {"w/binding": np.ones(2)}}, ValueError, "w/binding must be a real .*an array"),
+        (
+            {1: {"w/binding": np.ones(2)}},
+            TypeError,
+            "w/binding must be a real scalar, got an array of shape",
+        ),
         (
             {1: {"w/binding": 0.1}, 2: {"w/binding": 0.1, "b/binding": 0.1}},
             ValueError,

@@ -147,8 +147,8 @@ def test_wrappers_of_optax_get_the_dtype_that_they_compare(wrapper, dtype, facto
     want, _ = updates_of(optimizer, dtype)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype == dtype
-        # XLA may contract a product and a sum, which now and then rounds to another word.
-        allowed = 1 / 16 if storage == "packed" else jnp.finfo(dtype).eps
+        # XLA may contract products and sums, which now and then rounds to another word.
+        allowed = 1 / 16 if storage == "packed" else 4 * jnp.finfo(dtype).eps
         np.testing.assert_allclose(
             np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=allowed
         )
