@@ -24,8 +24,8 @@ class Block(NamedTuple):
     source: str
     output: str  # of the `text` block that follows, or nothing
 
-    def __str__(self):
-        return f"{self.page}:{self.line}"
+    def __str__(self):  # with torch in the name, for `make parity`
+        return f"{self.page}:{self.line}" + (" with torch" if self.imports("torch") else "")
 
     def imports(self, library):
         return re.search(rf"^\s*(import|from) {library}\b", self.source, re.MULTILINE)
@@ -51,7 +51,8 @@ ALL = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glo
 ALONE = [block for page in ALL if page not in CONTINUED for block in blocks(page)]
 
 
-def run_alone(block):
+@pytest.mark.parametrize("block", ALONE, ids=str)
+def test_a_block_prints_what_the_page_shows(block):
     for library in OPTIONAL:
         if block.imports(library):
             pytest.importorskip(library, reason=f"{library} is not installed")
@@ -59,16 +60,6 @@ def run_alone(block):
     with contextlib.redirect_stdout(printed):
         exec(block.compile(), {"__name__": block.page})
     assert lines(printed.getvalue()) == lines(block.output)
-
-
-@pytest.mark.parametrize("block", [b for b in ALONE if not b.imports("torch")], ids=str)
-def test_a_block_prints_what_the_page_shows(block):
-    run_alone(block)
-
-
-@pytest.mark.parametrize("block", [b for b in ALONE if b.imports("torch")], ids=str)
-def test_a_block_with_torch_prints_what_the_page_shows(block):
-    run_alone(block)
 
 
 def run_continued(page, blocks):
