@@ -30,6 +30,19 @@ def test_every_public_name_has_an_entry(page):
 
 
 @pytest.mark.parametrize("page", PUBLIC)
+def test_the_first_page_lists_every_public_name(page):
+    text = (ROOT / "docs/api/index.rst").read_text()
+    name = module_of(page).__name__
+    section = re.search(
+        rf"^{re.escape(name)}\n-+\n(.*?)(?=^-+\n|\Z)", text, re.DOTALL | re.MULTILINE
+    )
+    listed = re.findall(
+        r"^   (\w+)$|:data:`(\w+)`", section[1].partition(".. toctree::")[0], re.MULTILINE
+    )
+    assert sorted(map("".join, listed)) == sorted(module_of(page).__all__)
+
+
+@pytest.mark.parametrize("page", PUBLIC)
 def test_what_a_module_defines_is_public_or_has_an_underscore(page):
     module = module_of(page)
     for name in module.__all__:
