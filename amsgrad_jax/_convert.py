@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, overload
 import jax
 
 from amsgrad_jax import _checks, _conventions, _rule, _state
-from amsgrad_jax._conventions import Convention
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._state import AmsgradState, PackedAmsgradState, ScaleByAmsgradState, Storage
 
 _State = TypeVar("_State")
@@ -71,8 +71,8 @@ def convert_convention(
     state: _State,
     b2: jax.typing.ArrayLike = 0.999,
     *,
-    from_convention: str | Convention,
-    to_convention: str | Convention,
+    from_convention: ConventionName | Convention,
+    to_convention: ConventionName | Convention,
 ) -> _State:
     r"""Carries a state of this package over to another convention.
 
@@ -150,5 +150,5 @@ def convert_convention(
     return _state.map_states(of_node, state)
 
 
-def _is_corrected(convention: str | Convention) -> bool:
+def _is_corrected(convention: ConventionName | Convention) -> bool:
     return _conventions.resolve(convention).correct_nu == "before_max"

@@ -7,8 +7,9 @@ inside the state of a chain, a mask, a partition or a wrapper are found by `find
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +61,7 @@ KINDS = (ScaleByAmsgradState, PackedAmsgradState)
 
 def resolve(storage: Any) -> Storage:
     """Returns the storage, or raises if there is none of that name."""
-    known = " or ".join(map(repr, get_args(Storage)))
-    if not isinstance(storage, str):
-        raise TypeError(
-            f"storage must be {known}, got {storage!r} of type {type(storage).__name__}"
-        )
-    if storage not in get_args(Storage):
-        raise ValueError(f"unknown storage {storage!r}: it must be {known}")
-    return storage  # pyright: ignore[reportReturnType] (one of those)
+    return cast(Storage, _checks.literal("storage", storage, get_args(Storage)))
 
 
 def storage_of(state: AmsgradState) -> Storage:
@@ -104,11 +98,20 @@ Stored: TypeAlias = jax.Array | Moments
 
 def stored_leaves(state: AmsgradState) -> list[tuple[Any, Stored]]:
     """The path of every leaf, and what is stored for it."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(like_params(state))]
-    stored: list[Any] = [jax.tree.leaves(tree) for tree in state[1:]]
-    if not isinstance(state, PackedAmsgradState):
-        stored = [[Moments(*moments) for moments in zip(*stored, strict=True)]]
-    return list(zip(paths, *stored, strict=True))
+    return list(zip(paths(state), without_paths(state), strict=True))
+
+
+def paths(state: AmsgradState) -> list[Any]:
+    """The path of every leaf; of a thousand they take longer to make than a step to trace."""
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(like_params(state))]
+
+
+def without_paths(state: AmsgradState) -> list[Stored]:
+    """What is stored for every leaf."""
+    stored = [jax.tree.leaves(tree) for tree in state[1:]]
+    if isinstance(state, PackedAmsgradState):
+        return stored[0]
+    return [Moments(*moments) for moments in zip(*stored, strict=True)]
 
 
 def numbers(stored: Stored) -> Moments:
@@ -165,13 +168,10 @@ def _packed_with_room(moments: Moments) -> jax.Array:
 # What is checked of a state.
 
 
-def check(state: Any, storage: Storage) -> None:
+def check(state: Any, storage: Storage, gradients: Any = None) -> None:
     """Raises unless this is an unharmed state of that storage."""
     if not isinstance(state, KINDS):
-        raise TypeError(
-            f"state must be what init of this optimizer returned, got {type_names([type(state)])}; "
-            "states of other libraries come in through amsgrad_jax.interop"
-        )
+        raise TypeError(_refusal(state, gradients))
     if storage_of(state) != storage:
         raise TypeError(
             f"state is a {type(state).__name__}, of storage={storage_of(state)!r}, but the "
@@ -179,16 +179,13 @@ def check(state: Any, storage: Storage) -> None:
             "makes the one of the other"
         )
     for field, tree in state._asdict().items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind = "count" if field == "count" else storage
+        if all(_was_cast(jnp.result_type(leaf), kind) is None for leaf in jax.tree.leaves(tree)):
+            continue
+        for name, leaf in _names.named_leaves(tree):
             dtype = jnp.result_type(leaf)
-            if field == "count":
-                expected, is_right = "an integer", jnp.issubdtype(dtype, jnp.integer)
-            elif storage == "packed":
-                expected, is_right = "uint32", dtype == _packed.DTYPE
-            else:
-                expected, is_right = "float32 or wider", dtype == wide(dtype)
-            if not is_right:
-                where = f" at {_checks.at(path)}" if path else ""
+            if expected := _was_cast(dtype, kind):
+                where = f" of {name!r}" if name else ""
                 raise TypeError(
                     f"state.{field}{where} is {dtype}, expected {expected}: the state was cast. "
                     "Cast parameters, not states; amsgrad_jax.convert_storage makes a state of "
@@ -196,22 +193,58 @@ def check(state: Any, storage: Storage) -> None:
                 )
 
 
+@functools.cache
+def _was_cast(dtype: Any, kind: str) -> str | None:
+    """What a leaf of a state should be, if it is not; ``kind`` is a storage, or "count"."""
+    if kind == "count":
+        return None if jnp.issubdtype(dtype, jnp.integer) else "an integer"
+    if kind == "packed":
+        return None if dtype == _packed.DTYPE else "uint32"
+    return None if dtype == wide(dtype) else "float32 or wider"
+
+
+def check_chain(state: Any, length: int, gradients: Any) -> None:
+    """Raises unless this can be the state of a chain of so many links."""
+    is_chain = isinstance(state, tuple | list) and not hasattr(state, "_fields")
+    if not is_chain or len(state) != length:
+        raise TypeError(_refusal(state, gradients))
+
+
+def _refusal(state: Any, gradients: Any) -> str:
+    """Why this is no state, and what to do."""
+    expected = "state must be what init of this optimizer returned, got"
+    if state is None:
+        return f"{expected} None: init(params) makes the first one"
+    kinds, got = _kinds(state), f"{expected} {type_names([type(state)])}"
+    if find_states(gradients) and not find_states(state):
+        return f"{got} and a state as gradients: call update(gradients, state), in this order"
+    if kinds & {optax.ScaleByAmsgradState, optax.ScaleByAdamState}:
+        return f"{got}, a state of Optax: amsgrad_jax.interop.from_optax converts it"
+    if find_states(state):
+        return (
+            f"{got} of {type_names(kinds - {type(state)})}, the state of another chain or wrapper"
+        )
+    return f"{got}; states of other libraries come in through amsgrad_jax.interop"
+
+
 def check_one_run(state: Any) -> None:
     """Raises if a state is of several runs, stacked as by ``jax.vmap(optimizer.init)``."""
     (count,) = jax.tree.leaves(state.count)
-    if jnp.shape(count) != ():
+    if shape := jnp.shape(count):
         raise ValueError(
-            f"the state is of several runs: its count has shape {jnp.shape(count)}, expected (). "
+            f"the state is of several runs: its count has shape {shape}, expected (). "
             "Wrap the call in jax.vmap"
         )
 
 
 def check_real(what: str, tree: Any) -> None:
     """Raises if a leaf is complex, for which a packed word has no room."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+    if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
+        return
+    for name, leaf in _names.named_leaves(tree):
+        if jnp.iscomplexobj(leaf):
             raise TypeError(
-                f"{what} must be real for storage='packed', but the leaf at {_checks.at(path)} is "
+                f"{what} must be real for storage='packed', but the leaf {name!r} is "
                 f"{_checks.describe(leaf)}: optax.contrib.split_real_and_imaginary makes two real "
                 "leaves of it"
             )
@@ -244,9 +277,16 @@ def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
     """:func:`find_states`, or raises if there is none."""
     found = find_states(tree)
     if not found:
+        hint = "states of other libraries come in through amsgrad_jax.interop"
+        keys = {key for path, _ in jax.tree_util.tree_leaves_with_path(tree) for key in path}
+        if keys & {jax.tree_util.DictKey("nu_max"), jax.tree_util.DictKey("packed")}:
+            hint = (
+                "its fields are there without their class, as in nnx.state(optimizer): "
+                "pass the state itself, of an nnx.Optimizer its opt_state"
+            )
         raise ValueError(
             "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
-            f"{_kinds(tree)}; states of other libraries come in through amsgrad_jax.interop"
+            f"{type_names(_kinds(tree))}; {hint}"
         )
     return found
 
@@ -270,8 +310,8 @@ def is_state(node: Any) -> bool:
     return isinstance(node, KINDS)
 
 
-def _kinds(state: Any) -> str:
-    """The types of states in a tree, for an error."""
+def _kinds(state: Any) -> set[type]:
+    """The types of states in a tree."""
     kinds = {type(state)}
 
     def see(node: Any) -> bool:  # is asked about every node, from the root down
@@ -280,7 +320,7 @@ def _kinds(state: Any) -> str:
         return False
 
     jax.tree.leaves(state, is_leaf=see)
-    return type_names(kinds)
+    return kinds
 
 
 def type_names(kinds: Iterable[type]) -> str:

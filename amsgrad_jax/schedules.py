@@ -174,23 +174,23 @@ def running_mean_b2() -> optax.Schedule:
 
 
 def _inverse_sqrt(alpha: float | jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
-    return alpha / jnp.sqrt(_floating(count) + 1)
+    return _floating(alpha) / jnp.sqrt(_floating(count) + 1)
 
 
 def _geometric(
     first: float | jax.Array, log_factor: float, count: jax.typing.ArrayLike
 ) -> jax.Array:
-    return first * jnp.exp(log_factor * _floating(count))
+    return _floating(first) * jnp.exp(log_factor * _floating(count))
 
 
 def _inverse(first: float | jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
-    return first / (_floating(count) + 1)
+    return _floating(first) / (_floating(count) + 1)
 
 
 def _running_mean_b2(count: jax.typing.ArrayLike) -> jax.Array:
     return 1 - 1 / (_floating(count) + 1)
 
 
-def _floating(count: jax.typing.ArrayLike) -> jax.Array:
+def _floating(number: jax.typing.ArrayLike) -> jax.Array:
     # Before 1 is added: a count that has reached the end of int32 would become negative.
-    return jnp.asarray(count, float)
+    return jnp.asarray(number, float)

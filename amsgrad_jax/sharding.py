@@ -29,7 +29,7 @@ from jax.sharding import (
 )
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
-from amsgrad_jax import _checks, _state
+from amsgrad_jax import _checks, _names, _state
 
 __all__ = [
     "AnyMesh",
@@ -146,7 +146,7 @@ def zero1_shardings(
     _check(state, params, mesh)
     leaves = _place(state, params, mesh, axis)
     unsplit = tuple(
-        Unsplit(_checks.at(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
+        Unsplit(_names.of_path(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
         for leaf in leaves
         if not leaf.is_split and math.prod(jnp.shape(leaf.array)) > 1
     )

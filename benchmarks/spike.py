@@ -95,7 +95,7 @@ def _train(
         carry, loss = some_steps(carry, scales[part], batches[part])
         losses.append(float(loss))
         if isinstance(carry[1], diagnostics.WatchState):
-            reports[start + _EVERY] = carry[1].report
+            reports[start + _EVERY] = diagnostics.last_report(carry[1])
     return np.array(losses), reports
 
 

@@ -300,9 +300,9 @@ def test_splits_the_largest_dimension_that_is_free():
         "none": None,
     }
     assert shardings.mu == shardings.nu == shardings.nu_max
-    assert [u for u in unsplit if "nu[" in u.path] == [
-        (".nu['odd']", (3, 5), 60),
-        (".nu['taken']", (16, 3), 48),  # of 192 bytes on 4 devices
+    assert [u for u in unsplit if u.path.startswith("nu/")] == [
+        ("nu/odd", (3, 5), 60),
+        ("nu/taken", (16, 3), 48),  # of 192 bytes on 4 devices
     ]
     assert len(unsplit) == 3 * 2
     over_both = sharding.zero1_shardings(state, params, GRID, axis=("data", "model")).shardings
@@ -338,7 +338,7 @@ def test_a_state_without_places_for_params_is_replicated_and_reported():
     optimizer = optax.chain(optax.flatten(optax.trace(0.9)), amsgrad_jax.amsgrad(1e-2))
     shardings, unsplit = zero1(optimizer, start(), MESH)
     assert shardings[0].trace.spec == P()
-    assert unsplit[0] == ("[0].trace", (16 * 8 + 8 * 24 + 3 + 1,), 4 * 324)
+    assert unsplit[0] == ("0/trace", (16 * 8 + 8 * 24 + 3 + 1,), 4 * 324)
 
 
 @every_storage
@@ -570,7 +570,7 @@ def test_an_axis_that_is_none(axis, error, message):
     ("state", "params", "message"),
     [
         ("full", {}, "state must have arrays or .*, got 'full' at the root"),
-        (optax.EmptyState(), {"w": "x"}, r"params must have arrays or .*, got 'x' at \['w'\]"),
+        (optax.EmptyState(), {"w": "x"}, r"params must have arrays or .*, got 'x' at 'w'"),
     ],
 )
 def test_leaves_that_are_no_arrays(state, params, message):
@@ -589,9 +589,9 @@ def test_more_devices_than_a_sharding_holds():
 @pytest.mark.parametrize(
     ("params", "where"),
     [
-        ({"w": np.zeros((16, 9))}, r"\[0\] has moments of shape \[16, 8\] at \['w'\]"),
-        ({"other": np.zeros((16, 8))}, r"\[0\] has moments of shape \[16, 8\] at \['w'\]"),
-        ({"deep": {"w": np.zeros((16, 8))}}, r"\[0\] has moments of shape \[16, 8\] at \['w'\]"),
+        ({"w": np.zeros((16, 9))}, r"'0' has moments of shape \[16, 8\] at 'w'"),
+        ({"other": np.zeros((16, 8))}, r"'0' has moments of shape \[16, 8\] at 'w'"),
+        ({"deep": {"w": np.zeros((16, 8))}}, r"'0' has moments of shape \[16, 8\] at 'w'"),
     ],
 )
 def test_a_state_of_other_params(params, where):
@@ -605,7 +605,7 @@ def test_params_on_another_mesh():
     params = on(GRID, {"w": np.zeros((16, 8))}, P())
     other = Mesh(DEVICES[::-1].reshape(2, 4), ("data", "model"))
     for mesh in (MESH, other, AbstractMesh((8,), ("data",))):
-        with pytest.raises(ValueError, match=r"params must be on the given mesh.*\['w'\] is on"):
+        with pytest.raises(ValueError, match=r"params must be on the given mesh.*'w' is on"):
             zero1(optimizer, params, mesh)
     abstract = AbstractMesh((2, 4), ("data", "model"))
     assert zero1(optimizer, params, abstract).shardings[0].mu["w"].spec == P("data", None)
@@ -618,7 +618,7 @@ def test_params_with_a_sharding_of_another_kind():
     class Leaf:
         shape, dtype, sharding = (8,), jnp.dtype("float32"), "a wish"
 
-    with pytest.raises(TypeError, match=r"params must have a NamedSharding or none.*\['w'\]"):
+    with pytest.raises(TypeError, match=r"params must have a NamedSharding or none.*'w'"):
         sharding.zero1_shardings(state, {"w": Leaf()}, MESH)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import optax
 
 from amsgrad_jax import _names
-from amsgrad_jax._conventions import Convention
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._convert import convert_convention
 from amsgrad_jax._state import ScaleByAmsgradState
 from amsgrad_jax.interop import _moments, _pairing
@@ -41,7 +41,7 @@ def from_keras(
     *,
     names: Sequence[str] | None = None,
     rename: _pairing.Rename | None = None,
-    convention: str | Convention = "keras",
+    convention: ConventionName | Convention = "keras",
     without_max: _moments.WithoutMax = "raise",
 ) -> FromKeras:
     r"""Takes the state of ``keras.optimizers.Adam(amsgrad=True)`` or ``AdamW`` over.
@@ -120,7 +120,7 @@ def from_keras(
         for field, attribute in attributes.items()
     }
     state = convert_convention(
-        _moments.build(params, _moments.of_fields(int(source.iterations), fields)),
+        _moments.build(params, int(source.iterations), fields),
         source.beta_2,
         from_convention="keras",
         to_convention=convention,
@@ -148,7 +148,7 @@ def to_keras(
     *,
     names: Sequence[str] | None = None,
     rename: _pairing.Rename | None = None,
-    convention: str | Convention = "keras",
+    convention: ConventionName | Convention = "keras",
 ) -> None:
     r"""Puts a state of this package into ``keras.optimizers.Adam(amsgrad=True)``.
 

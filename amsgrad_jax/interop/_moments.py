@@ -76,7 +76,10 @@ def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradSt
       >>> print(moments.count, moments.nu_max["bias"])
       0 [0. 0. 0.]
     """
-    return map_fields(lambda _, leaves: _names.like(params, leaves), join_for(state, params))
+    joined = join_for(state, params)
+    return joined._replace(
+        **{field: _names.like(params, getattr(joined, field)) for field in Moments._fields}
+    )
 
 
 def set_moments(state: _State, moments: AmsgradState) -> _State:
@@ -219,21 +222,21 @@ def join_for(state: Any, params: Any) -> ScaleByAmsgradState:
     return joined
 
 
-def build(params: Any, moments: ScaleByAmsgradState) -> ScaleByAmsgradState:
-    """The state for ``params`` of moments by name: copies in its own dtypes, on their devices."""
-    leaves = leaves_of(params)
-    for field in Moments._fields:
-        same_names(field, getattr(moments, field), leaves)
-    return map_fields(
-        lambda i, given: _names.like(
-            params,
-            {
-                name: copy(given[name], _state.moment_dtypes(leaf)[i], _sharding(leaf))
-                for name, leaf in leaves.items()
-            },
-        ),
-        moments._replace(count=jnp.array(moments.count, jnp.int32)),
-    )
+def build(params: Any, count: Any, moments: Mapping[str, Mapping[str, Any]]) -> ScaleByAmsgradState:
+    """The state for ``params`` of moments by field and name: copies in its own dtypes.
+
+    On the devices of ``params``. The way in for every other library.
+    """
+    leaves, fields = leaves_of(params), {}
+    for i, field in enumerate(Moments._fields):
+        given = moments[field]
+        same_names(field, given, leaves)
+        copies = {
+            name: copy(given[name], _state.moment_dtypes(leaf)[i], _sharding(leaf))
+            for name, leaf in leaves.items()
+        }
+        fields[field] = _names.like(params, copies)
+    return ScaleByAmsgradState(jnp.array(count, jnp.int32), **fields)
 
 
 def leaves_of(params: Any) -> dict[str, Any]:
@@ -241,24 +244,15 @@ def leaves_of(params: Any) -> dict[str, Any]:
     leaves = _names.by_name(params)
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
+            hint = "leave out what is not trained, as by equinox.filter"
+            if hasattr(leaf, "detach"):  # a tensor of PyTorch
+                hint = "jax.numpy.asarray(tensor.detach().numpy()) makes an array of a tensor"
             raise TypeError(
                 f"params must have arrays for leaves, got {_state.type_names([type(leaf)])} at "
-                f"{name!r}: of a tensor, jax.numpy.asarray(tensor.detach().numpy()) makes one"
+                f"{name!r}: {hint}"
             )
     _checks.inexact("params", params)
     return leaves
-
-
-def of_fields(count: Any, fields: Mapping[str, Mapping[str, Any]]) -> ScaleByAmsgradState:
-    """Moments by name, of a dict for each field."""
-    return ScaleByAmsgradState(count, **{field: dict(fields[field]) for field in Moments._fields})
-
-
-def map_fields(function: Any, moments: ScaleByAmsgradState) -> ScaleByAmsgradState:
-    """``function`` of 0, 1, 2 and of ``mu``, ``nu``, ``nu_max``; the count as it is."""
-    return ScaleByAmsgradState(
-        moments.count, *(function(i, tree) for i, tree in enumerate(moments[1:]))
-    )
 
 
 def same_names(what: str, got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -280,8 +274,7 @@ def same_names(what: str, got: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 def check_without_max(value: Any) -> None:
     """Raises unless ``value`` says what to do about a state without a maximum."""
-    if value not in get_args(WithoutMax):
-        raise ValueError(f"without_max must be 'raise' or 'use_nu', got {value!r}")
+    _checks.literal("without_max", value, get_args(WithoutMax))
 
 
 def _is_packed(node: Any) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amsgrad_jax import _checks
-from amsgrad_jax._conventions import OPTAX, PAPER, Convention
+from amsgrad_jax._conventions import OPTAX, PAPER, Convention, ConventionName
 from amsgrad_jax._convert import convert_convention
 from amsgrad_jax._state import ScaleByAmsgradState
 from amsgrad_jax.interop import _moments
@@ -27,7 +27,7 @@ def from_optax(
     params: optax.Params,
     *,
     b2: jax.typing.ArrayLike = 0.999,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     bias_correction_nu: bool = True,
     without_max: _moments.WithoutMax = "raise",
 ) -> ScaleByAmsgradState:
@@ -99,7 +99,7 @@ def from_optax(
             )
         from_convention, moments = PAPER, moments._replace(nu_max=moments.nu)
     return convert_convention(
-        _moments.build(params, moments),
+        _moments.build(params, moments.count, moments._asdict()),
         b2,
         from_convention=from_convention,
         to_convention=convention,
@@ -112,7 +112,7 @@ def to_optax(
     target: _State,
     *,
     b2: jax.typing.ArrayLike = 0.999,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     bias_correction_nu: bool = True,
 ) -> _State:
     r"""Puts a state of this package into the state of ``optax.amsgrad`` or ``optax.adam``.

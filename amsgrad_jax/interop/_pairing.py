@@ -79,5 +79,7 @@ def _forms(name: str, rename: Rename | None) -> Iterator[str]:
     """What the leaf of a name may be called, the most literal first."""
     for form in _unwrapped(name):
         renamed = rename(form) if callable(rename) else (rename or {}).get(form, form)
+        if not isinstance(renamed, str):
+            raise TypeError(f"rename must give the name of a leaf, got {renamed!r} for {form!r}")
         yield renamed
         yield renamed.replace(".", "/")

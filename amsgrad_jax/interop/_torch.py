@@ -149,7 +149,7 @@ def from_torch(
     if count == 0:  # PyTorch makes the moments in the first step
         state: Any = scale_by_amsgrad().init(params)
         return FromTorch(state, groups)
-    fields: dict[str, dict[str, np.ndarray]] = {field: {} for field in _MOMENTS}
+    fields = {field: {} for field in _MOMENTS}
     for row in table:
         entry = dict(state_dict["state"][row.id])
         if not state_dict["param_groups"][row.group]["amsgrad"]:
@@ -159,7 +159,7 @@ def from_torch(
             entry.setdefault(_MOMENTS["nu_max"], entry[_MOMENTS["nu"]])
         for field, moment in _MOMENTS.items():
             fields[field][row.leaf] = _moment(row, entry, moment)
-    return FromTorch(_moments.build(params, _moments.of_fields(count, fields)), groups)
+    return FromTorch(_moments.build(params, count, fields), groups)
 
 
 def to_torch(
@@ -462,16 +462,19 @@ def _named_ids(
     names: Sequence[str] | None,
 ) -> list[tuple[int, Hashable, str]]:
     """Group, id and name of the parameters; of all, or of those that have a state."""
-    if names is None:
+    if isinstance(names, str):
+        raise TypeError(f"names must be a sequence of names, got {names!r}")
+    if names is not None:
+        names = list(names)
+    else:
         names = [name for number, group in enumerate(groups) for name in _own(number, group)]
     with_state = [(number, id) for number, id in ids if state.get(id)]
     which = with_state if len(names) == len(with_state) else ids
-    if isinstance(names, str) or len(names) != len(which):
-        got = repr(names) if isinstance(names, str) else str(len(names))
+    if len(names) != len(which):
         expected = f"{len(ids)}, one for each of PyTorch's parameters"
         if 0 < len(with_state) < len(ids):
             expected += f", or {len(with_state)}, one for each that has a state"
-        raise ValueError(f"names must be {expected}, got {got}")
+        raise ValueError(f"names must be {expected}, got {len(names)}")
     return [(number, id, name) for (number, id), name in zip(which, names, strict=True)]
 
 
