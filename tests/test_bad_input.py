@@ -252,7 +252,7 @@ def test_state_of_optax(optimizer, theirs):
     message += "amsgrad_jax.interop.from_optax converts it"
     fails(TypeError, message, optimizer.update, PARAMS, theirs.init(PARAMS), PARAMS)
     other = optax.sgd(1e-3).init(PARAMS)
-    message = "got .*; states of other libraries come in through amsgrad_jax.interop"
+    message = "got .*; amsgrad_jax.interop converts states of other libraries"
     fails(TypeError, message, optimizer.update, PARAMS, other, PARAMS)
 
 
