@@ -148,8 +148,8 @@ def running_mean_b2() -> optax.Schedule:
 
     Use it with ``convention="paper"``: this mean has no bias, so a correction with
     :math:`1-\beta_{2t}^t` would be wrong. In float32, :math:`1-\beta_{2t}` has a relative error
-    of about 3e-8 t at most. On 100,000 normal gradients ``nu`` stayed within 1e-5 of the true mean; from
-    t = 3.4e7 on the rate rounds to 1, and ``nu`` no longer changes.
+    of about 3e-8 t at most. On 100,000 normal gradients ``nu`` stayed within 1e-5 of the true
+    mean; from t = 3.4e7 on the rate rounds to 1, and ``nu`` no longer changes.
 
     Returns:
       A schedule, for ``b2``.
