@@ -1,7 +1,7 @@
-"""Moments by the names of parameters: out of the state of any chain, and into it.
+"""Moments by the names of parameters: read from the state of any chain, and written into it.
 
-A mask or a partition spreads one run over several states, each for some of the parameters; by
-name they are one again. Whatever other library a state comes from or goes to, in between it is a
+A mask or a partition splits the moments of one run into several states, each for some of the
+parameters; by name they are joined again. Between two libraries, a state is always a
 :class:`.ScaleByAmsgradState` whose trees are dicts with names such as ``"dense/kernel"`` for keys.
 """
 
@@ -24,7 +24,7 @@ from amsgrad_jax._state import AmsgradState, PackedAmsgradState, ScaleByAmsgradS
 _State = TypeVar("_State")
 
 WithoutMax: TypeAlias = Literal["raise", "use_nu"]
-"""What to do with the state of an Adam, which has no maximum: refuse it, or begin with ``nu``."""
+"""What to do with a state of Adam, which has no maximum: raise, or start it from ``nu``."""
 
 OPTAX: Final = (optax.ScaleByAmsgradState, optax.ScaleByAdamState)
 
@@ -47,23 +47,23 @@ _STEP_COUNTS: Final = {
 
 
 def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradState:
-    """Takes the moments out of the state of a chain, as trees like the parameters.
+    """Reads the moments from the state of a chain, as trees like the parameters.
 
-    Where masks or a partition spread the parameters over several states, they are joined.
+    If masks or a partition split the moments into several states, they are joined.
 
     Args:
-      state: Any tree with the state of this package's AMSGrad in it, full or packed. Of several
-        runs, stacked by ``jax.vmap(optimizer.init)``, take ``jax.vmap(get_moments)``.
-      params: The parameters that it optimizes, or ``jax.ShapeDtypeStruct`` for them. Leave
-        out, or set to None, those that it does not.
+      state: Any tree with the state of this package's AMSGrad in it, full or packed. For several
+        runs, stacked by ``jax.vmap(optimizer.init)``, use ``jax.vmap(get_moments)``.
+      params: The parameters that the optimizer trains, or ``jax.ShapeDtypeStruct`` for them.
+        Leave out all others, or set them to None.
 
     Returns:
-      The moments; arrays of ``state`` itself or, if it is packed, the numbers of its words.
+      The count and the moments: the arrays of ``state``, or the decoded moments if it is packed.
 
     Raises:
       TypeError: If the state was cast to other dtypes.
-      ValueError: If there is no such state, or several that are not parts of one run; if
-        their leaves do not fit ``params``; or if it is of several runs.
+      ValueError: If ``state`` contains no state of this package, or several that are not parts of
+        one run; if their leaves do not match ``params``; or if it has several runs stacked.
 
     Examples:
       >>> import amsgrad_jax
