@@ -360,7 +360,7 @@ def test_parameters_that_do_not_match_the_updates():
     message = "params must be a tree like the updates"
     fails(ValueError, message, optimizer.update, PARAMS, state, PARAMS["dense"])
     swapped = {"dense": {"w": jnp.ones(3), "b": jnp.ones(3)}}
-    message += r", but at 'dense/w' the one is float32\[3\] and the other float32\[2, 3\]"
+    message += r", but at 'dense/w' params has float32\[3\] and the updates have float32\[2, 3\]"
     fails(ValueError, message, optimizer.update, PARAMS, state, swapped)
 
 

@@ -895,7 +895,7 @@ def test_bad_watches():
         diagnostics.watch(3, 2)
     with pytest.raises(TypeError, match="report must be a function of a state, got 3"):
         diagnostics.watch(optimizer, 2, 3)
-    with pytest.raises(TypeError, match="state must be the WatchState that init made, got tuple"):
+    with pytest.raises(TypeError, match="state must be the WatchState that init returned, got tup"):
         diagnostics.watch(optimizer, 2).update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 

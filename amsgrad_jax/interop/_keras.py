@@ -228,7 +228,7 @@ def _pairs(
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
             f"the {kind} accumulates gradients over {optimizer.gradient_accumulation_steps} "
-            "steps, and what it has accumulated has no place here"
+            "steps: the sum that it has accumulated cannot be converted"
         )
     variables = optimizer._trainable_variables
     if names is None:

@@ -82,33 +82,34 @@ def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradSt
 
 
 def set_moments(state: _State, moments: AmsgradState) -> _State:
-    """Puts ``count``, ``mu``, ``nu`` and ``nu_max`` into the state of a chain.
+    """Writes ``count``, ``mu``, ``nu`` and ``nu_max`` into the state of a chain.
 
     Every state of this package in it gets its leaves by their names, in its own dtypes (packed
-    ones rounded to nearest), on the devices of ``state``.
+    states rounded to nearest), on the devices of ``state``.
 
-    The other counts of a run's updates become ``count``, too: those of schedules, of
+    All other counts of updates in it become ``count``, too: those of schedules, of
     ``optax.inject_hyperparams``, ``optax.MultiSteps``, ``optax.conditionally_mask``,
     ``optax.conditionally_transform``, ``optax.add_noise``, and of :func:`.stochastic_rounding`,
-    :func:`.watch` and :func:`.reset_max_when`. Everything else stays as it is, also what other
-    transformations count for averages of their own.
+    :func:`.watch` and :func:`.reset_max_when`. Everything else does not change, including the
+    counts that other transformations use for their own averages.
 
     Args:
-      state: The state of a chain, as from its ``init``. Or, for states that fill the memory,
-        ``jax.eval_shape(optimizer.init, params)``, if the chain keeps nothing but moments and
-        counts: then the arrays of ``moments`` are taken over where their dtypes fit, and
-        nothing is copied.
-      moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, for all
-        parameters in ``state``.
+      state: The state of a chain, as its ``init`` returns it. If memory is short and the chain
+        has nothing but moments and counts, pass ``jax.eval_shape(optimizer.init, params)``: then
+        the arrays of ``moments`` are used without a copy, if their dtypes are right.
+      moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState` for all parameters
+        in ``state``, such as :func:`get_moments` and :func:`from_torch` return.
 
     Returns:
-      A state like ``state``. Of a ``state`` with arrays it shares none with ``moments``.
+      A new state like ``state``. If ``state`` has arrays, no array is shared with ``moments``.
 
     Raises:
-      TypeError: If a moment is no floating point or complex array.
-      ValueError: If ``state`` has no place for the moments, or several for one parameter; if
-        their leaves do not fit; if either is of several runs (take ``jax.vmap(set_moments)``);
-        or if ``state`` is of shapes and needs other arrays.
+      TypeError: If ``moments`` is not a state of this package, or a moment is not a floating
+        point or complex array.
+      ValueError: If ``state`` contains no state of this package, or several for one parameter; if
+        their leaves do not match; if either has several runs stacked (use
+        ``jax.vmap(set_moments)``); or if ``state`` has shapes in place of arrays that ``moments``
+        does not have.
 
     Examples:
       >>> import amsgrad_jax
@@ -126,8 +127,8 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
     """
     if not _state.is_state(moments):
         raise TypeError(
-            "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments, "
-            f"from_torch and the like return, got {_state.type_names([type(moments)])}"
+            "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments and "
+            f"from_torch return, got {_state.type_names([type(moments)])}"
         )
     return fill(state, join(moments, _state.KINDS), _state.KINDS)
 
@@ -171,7 +172,7 @@ def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> A
     for name, leaf in _names.named_leaves(filled):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(
-                f"state is of shapes, and has {name!r} beside moments and counts: "
+                f"state has shapes in place of arrays, and has {name!r} beside moments and counts: "
                 "pass what the optimizer's init returns"
             )
     return filled
