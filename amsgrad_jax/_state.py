@@ -122,7 +122,7 @@ def numbers(stored: Stored) -> Moments:
 def from_leaves(
     count: jax.Array, stored: list[Stored], storage: Storage, unflatten: Callable[[Any], Any]
 ) -> AmsgradState:
-    """The state that holds this for each leaf; the way back from :func:`stored_leaves`."""
+    """The state made of what is stored for each leaf; the inverse of :func:`stored_leaves`."""
     if storage == "packed":
         return PackedAmsgradState(count, unflatten(stored))
     return ScaleByAmsgradState(

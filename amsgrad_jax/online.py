@@ -98,7 +98,7 @@ def play(
         example the ``update`` of a ``tqdm`` bar.
 
     Returns:
-      The :class:`Rounds`: points, losses, and what ``record`` returned.
+      The points, the losses, and what ``record`` returned, as :class:`Rounds`.
 
     Raises:
       TypeError: If ``optimizer`` is not a transformation, ``loss``, ``project``, ``record`` or

@@ -522,8 +522,8 @@ def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array)
 def _rescaled(weights: _Arrays) -> _Arrays:
     """Weights with a largest of 1, and none so small that its inverse could overflow.
 
-    A weight of 0 stands for its limit, a coordinate that moves at almost no cost: it becomes
-    the smallest, 1e-19 of the largest (1.5e-154 in float64). Infinity is as good as 8e37 (4e307).
+    A weight of 0 becomes the smallest weight, 1e-19 of the largest (1.5e-154 in float64). An
+    infinite weight becomes 8e37 (4e307).
     """
     dtype = jnp.result_type(*weights)
     limits = jnp.finfo(dtype)

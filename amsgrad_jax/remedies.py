@@ -105,8 +105,8 @@ def reset_max_when(
         reset the maximum before the next update. The more often, the closer to Adam.
 
     Returns:
-      The transformation, with a :class:`ResetMaxWhenState`. The reset needs no temporary arrays:
-      XLA fuses it into the update.
+      The transformation, with a :class:`ResetMaxWhenState`. XLA fuses the reset into the update,
+      so it needs no temporary arrays.
 
     Raises:
       TypeError: If ``transformation`` is not a transformation, or ``when`` is not a function or

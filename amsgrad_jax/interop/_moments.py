@@ -58,7 +58,7 @@ def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradSt
         Leave out all others, or set them to None.
 
     Returns:
-      The count and the moments: the arrays of ``state``, or the decoded moments if it is packed.
+      The count and the moments, as arrays of ``state`` or, if it is packed, decoded.
 
     Raises:
       TypeError: If the state was cast to other dtypes.

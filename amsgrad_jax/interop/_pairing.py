@@ -58,7 +58,7 @@ def no_leaf(name: str, tried: str, leaves: Iterable[str]) -> ValueError:
     """The error for a parameter that has moments, and no leaf."""
     return ValueError(
         f"{name!r} becomes {tried!r}, which is no parameter: those are {some(leaves)}; "
-        "rename says which one it is"
+        "pass rename to map it to one of them"
     )
 
 
