@@ -223,7 +223,7 @@ def test_conclusion_says_what_was_seen():
     online = [*runs("online: a", "x", 1.0, -1.0), *runs("online: b", "x", -1.0, -1.0)]
     assert report.conclusion(online).startswith("What this shows: in 1 of 2 online problems Adam")
     as_expected = report.conclusion(runs("regression", "loss", 1e-7, 4e-7))
-    assert "on the regression Adam is ahead, as expected: " in as_expected
+    assert "on the regression Adam has the lower loss, as expected: " in as_expected
     otherwise = report.conclusion(runs("regression", "loss", 4e-7, 1e-7))
     assert otherwise == "What this shows: on the regression Adam does not have the lower loss."
     digits = report.conclusion(runs("digits", "test accuracy", 0.96, 0.95))
