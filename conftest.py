@@ -1,14 +1,57 @@
-"""What all tests share: eight virtual CPU devices, so that sharding can be seen, and examples
-of hypothesis that are the same in every run and may take their time to compile."""
+"""What all tests share: eight virtual CPU devices, so that sharding can be seen; programs that
+compile fast; and examples of hypothesis that are the same in every run.
 
+Compiling takes most of the time of the tests, and most of them look at what a program computes,
+not at what XLA makes of it. They are compiled without optimizations; those with the mark
+``optimized``, and all with the option ``--optimized``, as a user compiles them.
+"""
+
+import gc
+import importlib.metadata
 import os
 
 import hypothesis
-
-# Before jax starts its CPU client.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+import packaging.version
+import pytest
 
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("ci")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimized", action="store_true", help="compile as outside of tests")
+
+
+def pytest_configure(config):
+    # Before jax starts its CPU client.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    jaxlib = packaging.version.parse(importlib.metadata.version("jaxlib"))
+    # With the emitters that came with jaxlib 0.7, XLA compiles a step in 3 times the time; 0.11.1
+    # does not know the flag, and stops at one that it does not know.
+    if not config.getoption("optimized") and jaxlib < packaging.version.parse("0.11.1"):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast(request):
+    import jax
+
+    as_users_do = request.config.getoption("optimized") or request.node.get_closest_marker(
+        "optimized"
+    )
+    if not as_users_do:
+        jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    if not as_users_do:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """The programs of a file are of no use to the next one, and fill the memory."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

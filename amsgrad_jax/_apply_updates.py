@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _rounding
+from amsgrad_jax import _checks, _rounding, _state
 
 # So that a parameter and its moments do not share their bits.
 _SALT = 0x5BD1E995
@@ -84,6 +84,9 @@ class StochasticRoundingState(NamedTuple):
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
+
+
+_state.register(StochasticRoundingState)
 
 
 def stochastic_rounding() -> optax.GradientTransformationExtraArgs:

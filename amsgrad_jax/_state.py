@@ -7,11 +7,13 @@ states inside the state of a chain, a mask, a partition or a wrapper are found b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 
@@ -57,6 +59,18 @@ class PackedAmsgradState(NamedTuple):
 
 AmsgradState: TypeAlias = ScaleByAmsgradState | PackedAmsgradState
 KINDS = (ScaleByAmsgradState, PackedAmsgradState)
+
+
+def register(kind: type[tuple[Any, ...]]) -> None:
+    """Registers the class of a state, so that ``jax.export`` serializes steps that take one."""
+    with contextlib.suppress(ValueError):  # a reloaded module makes its classes again
+        jax.export.register_namedtuple_serialization(
+            kind, serialized_name=f"{__package__}.{kind.__name__}"
+        )
+
+
+for _kind in KINDS:
+    register(_kind)
 
 
 def resolve(storage: Any) -> Storage:

@@ -410,6 +410,9 @@ class WatchState(NamedTuple):
     inner_state: optax.OptState
 
 
+_state.register(WatchState)
+
+
 def watch(
     transformation: optax.GradientTransformation,
     every: int,
@@ -651,7 +654,9 @@ def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90")
     drawn = Figure(figsize=(9, 1.5 + 0.3 * len(keys)), dpi=120, layout="constrained")
     axes = drawn.subplots()
     scale: dict[str, Any] = {"vmin": 0, "vmax": 1}
+    meaning = "fraction of coordinates"
     if figure.startswith(("slowdown", "step_size")):
+        meaning = "times slower than Adam" if figure.startswith("slowdown") else "step size"
         usable = values[np.isfinite(values) & (values > 0)]
         low, high = (usable.min(), usable.max()) if usable.size else (1, 1)
         scale = {"norm": colors.LogNorm(low, max(high, 1.01 * low), clip=True)}
@@ -661,7 +666,7 @@ def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90")
     names = [key.rpartition("/")[0] or "all" for key in keys]
     axes.set(xlabel="step", title=figure, yticks=range(len(keys)), yticklabels=names)
     axes.invert_yaxis()  # the first leaf on top
-    drawn.colorbar(image)
+    drawn.colorbar(image, label=meaning)
     return drawn
 
 

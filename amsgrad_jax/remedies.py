@@ -85,6 +85,9 @@ class ResetMaxWhenState(NamedTuple):
     inner_state: optax.OptState
 
 
+_state.register(ResetMaxWhenState)
+
+
 def reset_max_when(
     transformation: optax.GradientTransformation,
     when: Callable[[jax.Array], jax.typing.ArrayLike],

@@ -742,7 +742,8 @@ def test_plot_shows_every_leaf_and_step():
         for name in ("slowdown_q90",)
     }
     reports = {step: row | {"a/binding": 0.5} for step, row in reports.items()}
-    axes = diagnostics.plot(reports).axes[0]
+    axes, bar = diagnostics.plot(reports).axes
+    assert bar.get_ylabel() == "times slower than Adam"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b/c"]
     np.testing.assert_array_equal(axes.collections[0].get_array(), [[10, 20, 40], [1, 1, 1]])
     axes = diagnostics.plot(reports, "binding").axes[0]

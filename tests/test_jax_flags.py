@@ -194,14 +194,17 @@ def all_of(*managers):
         yield
 
 
-# As a function of nothing, for a context is entered once.
+# As functions of nothing, for a context is entered once. Flags that do not disturb each other are
+# set together, so that a program is compiled once for all of them.
 FLAGS = {
-    "promotions": lambda: all_of(
-        jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict")
+    "promotions, leaks, nans and infs": lambda: all_of(
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+        jax.debug_nans(True),
+        jax.debug_infs(True),
     ),
     "dtype_promotion, x64": lambda: all_of(enable_x64(), jax.numpy_dtype_promotion("strict")),
-    "tracer_leaks": jax.checking_leaks,
-    "nans and infs": lambda: all_of(jax.debug_nans(True), jax.debug_infs(True)),
     "nans and infs, op by op": lambda: all_of(
         jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit()
     ),

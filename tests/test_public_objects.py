@@ -12,6 +12,7 @@ from pathlib import Path
 import chex
 import cloudpickle
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 import pytest
@@ -160,3 +161,23 @@ def test_help_lists_what_is_public():
     )
     for name in ("amsgrad(", "scale_by_amsgrad(", "convert_storage(", "class Convention"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda: amsgrad_jax.scale_by_amsgrad(),
+        lambda: amsgrad_jax.scale_by_amsgrad(storage="packed"),
+        lambda: diagnostics.watch(amsgrad_jax.scale_by_amsgrad(), 2),
+        lambda: remedies.reset_max_when(amsgrad_jax.scale_by_amsgrad(), lambda count: count == 1),
+        lambda: optax.chain(amsgrad_jax.scale_by_amsgrad(), amsgrad_jax.stochastic_rounding()),
+    ],
+    ids=["full", "packed", "watch", "reset_max_when", "stochastic_rounding"],
+)
+def test_a_step_is_exported_and_read_back(wrap):
+    optimizer = wrap()
+    arguments = GRADIENTS, optimizer.init(PARAMS), PARAMS
+    exported = jax.export.export(jax.jit(optimizer.update))(*arguments)
+    got = jax.export.deserialize(exported.serialize()).call(*arguments)
+    chex.assert_trees_all_close(got, jax.jit(optimizer.update)(*arguments))
+    assert jax.tree.structure(got[1]) == jax.tree.structure(arguments[1])
