@@ -137,8 +137,12 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("rate", ["float32", "float32 schedule", "injected"])
-@every_factory
+# Which optimizer is inside makes no difference to a wrapper: every one is, but not with every rate.
+@pytest.mark.parametrize(
+    ("rate", "factory", "storage"),
+    [("float32", *FACTORIES[0]), ("float32 schedule", *FACTORIES[3]), ("injected", *FACTORIES[1])]
+    + [("injected", *FACTORIES[2])],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_of_optax_get_the_dtype_that_they_compare(wrapper, dtype, factory, storage, rate):
@@ -158,13 +162,16 @@ def test_wrappers_of_optax_get_the_dtype_that_they_compare(wrapper, dtype, facto
 @every_case
 @every_factory
 def test_strict_promotion(dtype, factory, storage, rate):
+    def shapes(optimizer):  # promotion is a matter of tracing
+        params = tree(START, dtype)
+        state = jax.eval_shape(optimizer.init, params)
+        return state, jax.eval_shape(optimizer.update, params, state, params)
+
     with precision(rate, dtype, storage):
         optimizer = made(factory, rate, storage=storage, nesterov=True)
-        want, _ = updates_of(optimizer, dtype)
+        want = shapes(optimizer)
         with jax.numpy_dtype_promotion("strict"):
-            got, _ = updates_of(optimizer, dtype)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_array_equal(a, b)
+            assert shapes(optimizer) == want
 
 
 @every_factory

@@ -119,6 +119,7 @@ def train(folder, die_at=None):
     np.savez(folder / "end.npz", np.asarray(str(structure)), *leaves)
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path):
     skip_without("orbax", "sklearn")

@@ -96,6 +96,7 @@ def assert_same_bits(got, want):
         assert jax.device_get(one).tobytes() == jax.device_get(other).tobytes()
 
 
+@pytest.mark.faults
 def test_two_processes_and_one_have_the_same_bits(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     for folder, processes, devices in (two, 2, 4), (one, 1, 8):
