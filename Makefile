@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test faults parity lint types bench compiled notebooks docs record clean
+.PHONY: help demo test faults parity lint types bench compiled notebooks docs record release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,14 +44,29 @@ compiled: ## what XLA makes of a step for TPUs and GPUs that are not here; ARGS=
 	JAX_PLATFORMS=cpu .venv-compiled/bin/python -m benchmarks compiled $(ARGS)
 
 notebooks: $(VENV)/.with-docs ## execute the notebooks in place
-	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
+	$(BIN)/python .ci/notebooks.py --inplace notebooks/*.ipynb
 
 # Every page is read anew: what has not changed since a build that failed would not warn again.
 docs: $(VENV)/.with-docs ## the site in docs/_build/html; a broken link fails
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(BIN)/python .ci/search.py docs/_build/html
+
+# Uploads nothing. The two packages are tried where there is nothing else, not even this folder.
+release: $(VENV)/.with-dev ## build, check and try sdist and wheel; DATE=2026-12-31 dates the version
+	$(if $(DATE),$(BIN)/python .ci/date.py $(DATE))
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	for package in dist/*; do \
+	    $(BIN)/python -m venv --clear .venv-release && \
+	    .venv-release/bin/python -m pip install --quiet $$package && \
+	    (cd / && $(CURDIR)/.venv-release/bin/python $(CURDIR)/.ci/smoke.py) && \
+	    .venv-release/bin/amsgrad-jax --version && \
+	    .venv-release/bin/amsgrad-jax | grep -q demo || exit 1; \
+	done
 
 record: $(VENV)/.with-parity ## record torch's trajectories for tests without torch
 	$(BIN)/python -m tests.parity.record
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build docs/examples docs/notebooks

@@ -1,29 +1,80 @@
-"""AMSGrad for JAX, written as Optax gradient transformations."""
+"""AMSGrad for JAX, written as Optax gradient transformations.
 
-from importlib.metadata import version as _version
+Complete optimizers: `amsgrad`, `amsgradw`. For chains of your own: `scale_by_amsgrad`.
+Parameters in bfloat16: `stochastic_rounding`, `stochastic_apply_updates`.
+The published conventions: `PAPER`, `PYTORCH`, `KERAS`, `OPTAX`, and `Convention` for others.
+The states, and from one to another: `ScaleByAmsgradState`, `PackedAmsgradState`,
+`convert_storage`, `convert_convention`.
 
-# Complete optimizers.
-from amsgrad_jax._alias import amsgrad as amsgrad
-from amsgrad_jax._alias import amsgradw as amsgradw
+Modules, imported when they are first used: `diagnostics`, `interop`, `online`, `projections`,
+`remedies`, `schedules`, `sharding`.
+"""
 
-# Parameters in bfloat16 without a float32 copy.
-from amsgrad_jax._apply_updates import StochasticRoundingState as StochasticRoundingState
-from amsgrad_jax._apply_updates import stochastic_apply_updates as stochastic_apply_updates
-from amsgrad_jax._apply_updates import stochastic_rounding as stochastic_rounding
+from __future__ import annotations
 
-# The published conventions, and the record to build one's own.
-from amsgrad_jax._conventions import KERAS as KERAS
-from amsgrad_jax._conventions import OPTAX as OPTAX
-from amsgrad_jax._conventions import PAPER as PAPER
-from amsgrad_jax._conventions import PYTORCH as PYTORCH
-from amsgrad_jax._conventions import Convention as Convention
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
-# The states, and from one storage to the other.
-from amsgrad_jax._convert import convert_storage as convert_storage
-from amsgrad_jax._state import PackedAmsgradState as PackedAmsgradState
-from amsgrad_jax._state import ScaleByAmsgradState as ScaleByAmsgradState
+from amsgrad_jax._alias import amsgrad, amsgradw
+from amsgrad_jax._apply_updates import (
+    StochasticRoundingState,
+    stochastic_apply_updates,
+    stochastic_rounding,
+)
+from amsgrad_jax._conventions import KERAS, OPTAX, PAPER, PYTORCH, Convention
+from amsgrad_jax._convert import convert_convention, convert_storage
+from amsgrad_jax._state import PackedAmsgradState, ScaleByAmsgradState
+from amsgrad_jax._transform import scale_by_amsgrad
 
-# The part for one's own chains.
-from amsgrad_jax._transform import scale_by_amsgrad as scale_by_amsgrad
+if TYPE_CHECKING:
+    from amsgrad_jax import diagnostics as diagnostics
+    from amsgrad_jax import interop as interop
+    from amsgrad_jax import online as online
+    from amsgrad_jax import projections as projections
+    from amsgrad_jax import remedies as remedies
+    from amsgrad_jax import schedules as schedules
+    from amsgrad_jax import sharding as sharding
 
-__version__ = _version("amsgrad_jax")
+__all__ = [
+    "KERAS",
+    "OPTAX",
+    "PAPER",
+    "PYTORCH",
+    "Convention",
+    "PackedAmsgradState",
+    "ScaleByAmsgradState",
+    "StochasticRoundingState",
+    "amsgrad",
+    "amsgradw",
+    "convert_convention",
+    "convert_storage",
+    "scale_by_amsgrad",
+    "stochastic_apply_updates",
+    "stochastic_rounding",
+]
+
+_MODULES = (
+    "diagnostics",
+    "interop",
+    "online",
+    "projections",
+    "remedies",
+    "schedules",
+    "sharding",
+)
+
+try:
+    __version__ = importlib.metadata.version("amsgrad_jax")
+except importlib.metadata.PackageNotFoundError:  # a copy in another project's tree
+    __version__ = "unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

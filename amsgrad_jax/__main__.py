@@ -67,7 +67,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
         needed = ("matplotlib", "sklearn", "tqdm")
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
-            parser.error(f"{', '.join(missing)} not found: pip install 'amsgrad_jax[demo]'")
+            parser.error(f"{', '.join(missing)} not found: {_checks.extra('demo')}")
         out: Path = arguments.out
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -93,15 +93,15 @@ def _add_plan(commands: Any) -> None:
         type=_size,
         default=7e9,
         metavar="N",
-        help="number of parameters, about (default: 7e9)",
+        help="number of parameters, about, such as 7e9 or 70B (default: 7e9)",
     )
     parser.add_argument(
         "--devices",
-        type=_integer(1, _checks.MOST_DEVICES),
+        type=_integers(1, _checks.MOST_DEVICES),
         nargs="+",
-        default=(8, 64, 512, 4096),
+        default=[(8, 64, 512, 4096)],
         metavar="N",
-        help="numbers of devices (default: 8 64 512 4096)",
+        help="numbers of devices, with spaces or commas between them (default: 8 64 512 4096)",
     )
     parser.add_argument(
         "--storage",
@@ -119,23 +119,35 @@ def _add_plan(commands: Any) -> None:
     )
 
     def run(arguments: argparse.Namespace) -> int:
-        table = _plan.table(arguments.params, arguments.devices, arguments.storage, arguments.dtype)
+        devices = [number for numbers in arguments.devices for number in numbers]
+        table = _plan.table(arguments.params, devices, arguments.storage, arguments.dtype)
         print(*table, sep="\n")
         return 0
 
     parser.set_defaults(command=run)
 
 
+# What people write behind a number of parameters.
+_UNITS = {"M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
 def _size(text: str) -> float:
+    unit = _UNITS.get(text[-1:].upper(), 1)
     try:
-        size = float(text)
+        size = unit * float(text if unit == 1 else text[:-1])
     except ValueError:  # argparse would show the name of this function
         size = math.nan
-    if not _plan.SMALLEST <= size < math.inf:
+    if not _plan.SMALLEST <= size <= _plan.LARGEST:
         raise argparse.ArgumentTypeError(
-            f"must be a number of at least {_plan.SMALLEST:.0e}, got {text!r}"
+            f"must be a number from {_plan.SMALLEST:.0e} to {_plan.LARGEST:.0e}, such as 7e9, 350M "
+            f"or 70B, got {text!r}"
         )
     return size
+
+
+def _integers(first: int, last: int) -> Callable[[str], list[int]]:
+    parse = _integer(first, last)
+    return lambda text: [parse(part) for part in text.removesuffix(",").split(",")]
 
 
 def _integer(first: int, last: int) -> Callable[[str], int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks
-from amsgrad_jax._conventions import Convention
+from amsgrad_jax import _checks, _rule, _state
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._state import Storage
-from amsgrad_jax._transform import Hyperparameter, scale_by_amsgrad
+from amsgrad_jax._transform import Hyperparameter, cast_once, unrounded
 
 
 def amsgrad(
@@ -21,7 +23,7 @@ def amsgrad(
     eps: Hyperparameter = 1e-8,
     eps_root: Hyperparameter = 0.0,
     *,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,11 +51,13 @@ def amsgrad(
       nesterov: Whether to use Nesterov momentum.
 
     Returns:
-      The transformation; add its updates with ``optax.apply_updates``.
+      The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
+      the gradients, rounded to them once, after the learning rate.
 
     Raises:
       TypeError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is not a number.
-      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative.
+      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative or NaN: a
+        number, or what a schedule returns where it can be looked at.
 
     Examples:
       >>> import amsgrad_jax
@@ -76,12 +80,9 @@ def amsgrad(
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018.
     """
-    learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
-    return optax.chain(
-        scale_by_amsgrad(
-            b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov
-        ),
-        optax.scale_by_learning_rate(learning_rate),
+    return _complete(
+        unrounded(b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov),
+        _times_learning_rate(learning_rate),
     )
 
 
@@ -94,7 +95,7 @@ def amsgradw(
     *,
     weight_decay: jax.typing.ArrayLike = 1e-2,
     mask: Any | Callable[[optax.Params], Any] | None = None,
-    convention: str | Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -123,12 +124,14 @@ def amsgradw(
       nesterov: Whether to use Nesterov momentum.
 
     Returns:
-      The transformation; add its updates with ``optax.apply_updates``.
+      The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
+      the gradients, rounded to them once, after the learning rate.
 
     Raises:
-      TypeError: As :func:`amsgrad`, and if ``weight_decay`` is not a number.
-      ValueError: As :func:`amsgrad`, and if ``weight_decay`` is negative, or if
-        ``update`` is called without parameters.
+      TypeError: As :func:`amsgrad`, if ``weight_decay`` is not a number, or if ``mask`` is, or
+        returns, something else than a tree of bools.
+      ValueError: As :func:`amsgrad`, if ``weight_decay`` is negative, if ``mask`` does not fit the
+        parameters, or if ``update`` is called without parameters or with others.
 
     Examples:
       Decay the kernels, not the biases:
@@ -151,12 +154,101 @@ def amsgradw(
       Loshchilov and Hutter, `Decoupled Weight Decay Regularization
       <https://arxiv.org/abs/1711.05101>`_, ICLR 2019.
     """
-    learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
-    weight_decay = _checks.hyperparameter("weight_decay", weight_decay)
-    return optax.chain(
-        scale_by_amsgrad(
-            b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov
-        ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+    return _complete(
+        unrounded(b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov),
+        _plus_decayed_weights(weight_decay, mask),
+        _times_learning_rate(learning_rate),
     )
+
+
+# The links of the chain. Their states are those of `optax.adamw`. Their arithmetic is that of the
+# first link, so that the update is rounded once, after the learning rate.
+
+
+def _complete(*links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    chain = optax.chain(*links)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,  # what init returned
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        _state.check_chain(state, len(links), updates)
+        return chain.update(updates, state, params, **extra_args)
+
+    return cast_once(optax.GradientTransformationExtraArgs(chain.init, update))
+
+
+def _times_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTransformation:
+    """As ``optax.scale_by_learning_rate``."""
+    rate_or_schedule = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
+
+    def init(params: optax.Params) -> optax.OptState:
+        del params
+        if callable(rate_or_schedule):
+            return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        rate = rate_or_schedule
+        if callable(rate):
+            count = _checks.state_of(optax.ScaleByScheduleState, state).count
+            rate = _checks.hyperparameter("learning_rate", rate(count))
+            state = optax.ScaleByScheduleState(jnp.asarray(optax.safe_increment(count)))
+
+        in_dtype = _in_dtype(rate, sign=-1)
+
+        def scaled(update: jax.Array) -> jax.Array:
+            return _rule.times(in_dtype(update.dtype), update)
+
+        return jax.tree.map(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _plus_decayed_weights(
+    weight_decay: jax.typing.ArrayLike, mask: Any
+) -> optax.GradientTransformation:
+    """As ``optax.add_decayed_weights``, but a function ``mask`` sees parameters, not updates."""
+    decay = _checks.hyperparameter("weight_decay", weight_decay)
+    if mask is not None:
+        _checks.mask(mask)
+
+    def init(params: optax.Params) -> optax.OptState:
+        if mask is None:
+            return optax.EmptyState()
+        if jax.tree.leaves(params):  # optax.tree.map_params calls with a tree without any
+            _checks.masked(mask, params)
+        return optax.MaskedState(optax.EmptyState())
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("amsgradw needs the parameters: call update(updates, state, params)")
+        beside = _checks.beside("params", params, updates)
+        decays = _checks.masked(True if mask is None else mask, beside)
+        if isinstance(decay, float) and decay == 0:  # also of parameters that are not finite
+            return updates, state
+
+        in_dtype = _in_dtype(decay)
+
+        def decayed(update: jax.Array, param: Any, is_decayed: bool) -> jax.Array:
+            if not is_decayed:
+                return update
+            wide = jnp.asarray(param).astype(update.dtype)
+            return update + _rule.times(in_dtype(update.dtype), wide)
+
+        leaves, tree = jax.tree.flatten(updates)
+        return tree.unflatten(map(decayed, leaves, jax.tree.leaves(beside), decays)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _in_dtype(number: jax.typing.ArrayLike, sign: int = 1) -> Callable[[jnp.dtype], jax.Array]:
+    """A real number in the real dtype of a leaf's, made once for all leaves."""
+    return functools.cache(lambda dtype: sign * jnp.asarray(number).astype(jnp.finfo(dtype).dtype))

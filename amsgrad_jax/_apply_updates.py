@@ -66,7 +66,7 @@ def stochastic_apply_updates(
       Gupta, Agrawal, Gopalakrishnan and Narayanan, `Deep Learning with Limited Numerical
       Precision <https://arxiv.org/abs/1502.02551>`_, ICML 2015, section 3.
     """
-    count = _checks.integer_scalar("count", count)
+    count = _checks.integer("count", count)
 
     def apply(path: Any, param: Any, update: Any) -> Any:
         return _rounded_sum(path, param, update, count)

@@ -8,12 +8,13 @@ rule (`_rule.py`) turns them into scalar factors; nothing else branches on them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from amsgrad_jax import _checks
 
 NuCorrection = Literal["never", "before_max", "after_max"]
 EpsPlace = Literal["corrected_root", "raw_root"]
+ConventionName: TypeAlias = Literal["paper", "pytorch", "keras", "optax"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Convention:
         correction after the maximum the two are the same.
 
     Raises:
-      TypeError: If ``correct_mu`` is not a bool.
+      TypeError: If ``correct_mu`` is not a bool, or ``correct_nu`` or ``eps_on`` not a string.
       ValueError: If ``correct_nu`` or ``eps_on`` is none of the values above.
 
     Examples:
@@ -65,12 +66,9 @@ class Convention:
     eps_on: EpsPlace = "corrected_root"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.correct_mu, bool):
-            raise TypeError(f"correct_mu must be a bool, got {self.correct_mu!r}")
+        _checks.flag("correct_mu", self.correct_mu)
         for name, known in (("correct_nu", NuCorrection), ("eps_on", EpsPlace)):
-            value = getattr(self, name)
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
+            _checks.literal(name, getattr(self, name), get_args(known))
 
 
 PAPER: Final = Convention(correct_mu=False, correct_nu="never")
@@ -90,4 +88,7 @@ _NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OP
 
 def resolve(convention: str | Convention) -> Convention:
     """Returns the convention that a user named, or the one that they built."""
-    return _checks.one_of("convention", convention, Convention, _NAMED)
+    if isinstance(convention, Convention):
+        return convention
+    known = get_args(ConventionName)
+    return _NAMED[_checks.literal("convention", convention, known, "an amsgrad_jax.Convention")]

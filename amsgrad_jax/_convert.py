@@ -1,16 +1,25 @@
-"""`convert_storage`: the state of a running optimizer, stored in another way."""
+"""The state of a running optimizer in another storage or in another convention."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
-import optax
+import jax
 
-from amsgrad_jax import _state
-from amsgrad_jax._state import Storage
+from amsgrad_jax import _checks, _conventions, _rule, _state
+from amsgrad_jax._conventions import Convention, ConventionName
+from amsgrad_jax._state import AmsgradState, PackedAmsgradState, ScaleByAmsgradState, Storage
+
+_State = TypeVar("_State")
 
 
-def convert_storage(state: optax.OptState, storage: Storage) -> Any:
+@overload
+def convert_storage(state: AmsgradState, storage: Literal["full"]) -> ScaleByAmsgradState: ...
+@overload
+def convert_storage(state: AmsgradState, storage: Literal["packed"]) -> PackedAmsgradState: ...
+@overload
+def convert_storage(state: _State, storage: Storage) -> _State: ...
+def convert_storage(state: Any, storage: Storage) -> Any:
     r"""Stores the moments in the state of a running optimizer in another way.
 
     From ``"packed"`` to ``"full"`` nothing is lost: the moments are the numbers that the words
@@ -56,3 +65,90 @@ def convert_storage(state: optax.OptState, storage: Storage) -> Any:
         return _state.map_moments(lambda _, moments: moments, node, storage)
 
     return _state.map_states(convert, state)
+
+
+def convert_convention(
+    state: _State,
+    b2: jax.typing.ArrayLike = 0.999,
+    *,
+    from_convention: ConventionName | Convention,
+    to_convention: ConventionName | Convention,
+) -> _State:
+    r"""Carries a state of this package over to another convention.
+
+    Only ``nu_max`` can differ: where :math:`v_t` is corrected before the maximum, as in
+    ``"optax"``, it is a maximum :math:`\hat x_t` of corrected moments; elsewhere a maximum
+    :math:`x_t` of raw ones. From one to the other, in either direction,
+
+    .. math::
+
+        x_t = (1 - \beta_2^{t+1})\, \hat x_t
+
+    so that the next step, number :math:`t + 1`, has the same denominator: it divides by
+    the root of :math:`\max(\hat x_t, v_{t+1} / (1 - \beta_2^{t+1}))`, or, when it is
+    corrected after the maximum, of :math:`\max(x_t, v_{t+1}) / (1 - \beta_2^{t+1})`.
+    Between ``"optax"`` and ``"pytorch"`` that step is the same up to rounding, for
+    ``eps_root = 0``. The steps after it are not, because each convention follows the
+    maximum of its own quantity from then on; that matters less the smaller :math:`\beta_2^t` is.
+    For ``"keras"`` and ``"paper"`` the next step is as different as their use of ``eps``
+    and their missing correction make it. A packed maximum is rounded once more.
+
+    Args:
+      state: A state of this package, or any tree that holds some, such as the state of a
+        chain. Several runs stacked, as by ``jax.vmap(optimizer.init)``, have counts with
+        leading axes; each is converted with its own.
+      b2: The decay rate at the next step, in [0, 1).
+      from_convention: The convention of ``state``: a name or a :class:`.Convention`.
+      to_convention: The convention of what is returned.
+
+    Returns:
+      The state, with another ``nu_max`` where the conventions need it.
+
+    Raises:
+      TypeError: If ``b2`` is not a number, or if the state was cast to another dtype.
+      ValueError: If there is no state of this package in ``state``, if ``b2`` is out of its
+        range, if a convention is unknown, or if the leading axes of a count are not those of
+        the moments.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> old = amsgrad_jax.amsgrad(0.1, b2=0.5, convention="optax")
+      >>> state = old.init(jnp.zeros(2))
+      >>> _, state = old.update(jnp.array([1.0, 2.0]), state)
+      >>> print(state[0].nu_max)
+      [1. 4.]
+      >>> state = amsgrad_jax.convert_convention(
+      ...     state, 0.5, from_convention="optax", to_convention="pytorch"
+      ... )
+      >>> print(state[0].nu_max)
+      [0.75 3.  ]
+    """
+    b2 = _checks.hyperparameter("b2", b2)
+    was_corrected = _is_corrected(from_convention)
+    becomes_corrected = _is_corrected(to_convention)
+
+    def of_node(node: AmsgradState) -> AmsgradState:
+        count = _state.count_of(node)
+
+        def of_leaf(path: Any, moments: _rule.Moments) -> _rule.Moments:
+            x = moments.nu_max
+            if x.shape[: count.ndim] != count.shape:
+                raise ValueError(
+                    f"state.count has shape {count.shape}, which the moments at "
+                    f"{_checks.at(path)} of shape {x.shape} do not begin with"
+                )
+            c2 = _rule.correction(b2, count.astype(x.dtype) + 1, x.dtype)  # of the next step
+            c2 = c2.reshape(count.shape + (1,) * (x.ndim - count.ndim))
+            return moments._replace(nu_max=x * c2 if was_corrected else x / c2)
+
+        return _state.map_moments(of_leaf, node)
+
+    if was_corrected == becomes_corrected:
+        _state.require_states(state)
+        return state
+    return _state.map_states(of_node, state)
+
+
+def _is_corrected(convention: ConventionName | Convention) -> bool:
+    return _conventions.resolve(convention).correct_nu == "before_max"

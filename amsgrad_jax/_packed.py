@@ -58,6 +58,7 @@ _SIZE, _SIZE_DROPPED = _u(255), 19
 _SIZE_OFFSET: Final = np.float32(2.0**-8)
 _SIZE_FIRST = _u((127 - 8) << 4)  # the offset's own bits, for which the code is 0
 _INFINITE: Final = np.float32(2.0**64)  # the root whose square is infinite
+_INFINITE_BITS, _INFINITY = _u((127 + 64) << 23), _u(255 << 23)
 
 # Up to this mu/√nu all fits: 248 units of s, where √nu is at most 2 s and 3 % more by rounding.
 _LARGEST_RATIO: Final = 119.0
@@ -96,7 +97,8 @@ def pack(
     inverse = as_float(_u(254 << 23) - (root & _SCALE))
 
     # All bits of the float32 root; the last 19 are rounded away.
-    fixed = (_root(nu) * (inverse * np.float32(2.0**29))).astype(jnp.int32).astype(jnp.uint32)
+    # Factor by factor: where nothing was seen, 1/s is 2**127, and 2**29 times that infinite.
+    fixed = (_root(nu) * inverse * np.float32(2.0**29)).astype(jnp.int32).astype(jnp.uint32)
     nu_code = (fixed + (bits & _u(2**19 - 1))) >> _u(19)
     if before is None:  # a state from elsewhere, with a nu that is a little above its maximum
         nu_code = jnp.minimum(nu_code, _NU)
@@ -134,7 +136,7 @@ def _root_bits(nu_max: jax.Array) -> jax.Array:
 
 
 def _nu_max(root_bits: jax.Array) -> jax.Array:
-    root = as_float(root_bits)
     # Infinity is written out, though the square of 2**64 is infinite: XLA takes √(x·x) for |x|.
-    root = jax.lax.select(root == _INFINITE, jnp.full_like(root, jnp.inf), root)
+    overflown = root_bits == _INFINITE_BITS
+    root = as_float(jax.lax.select(overflown, jnp.full_like(root_bits, _INFINITY), root_bits))
     return root * root

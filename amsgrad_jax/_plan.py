@@ -29,6 +29,7 @@ from amsgrad_jax._alias import amsgrad
 from amsgrad_jax._state import Storage
 
 SMALLEST: Final = 10**8
+LARGEST: Final = 10**300
 _TOKENS: Final = 2**15
 _GB: Final = 1e9
 
@@ -51,7 +52,7 @@ class Model(NamedTuple):
 
 
 def gpt_like(number: float, dtype: jax.typing.DTypeLike) -> Model:
-    """Shapes of a model that has about this number of parameters, at least 1e8."""
+    """Shapes of a model that has about this number of parameters, from 1e8 to 1e300."""
     width = 2 ** round(math.log2(128 * (number / (12 * 128**2)) ** (1 / 3)))
     layers = round((number - (_TOKENS + 1) * width) / (12 * width**2 + 2 * width))
 

@@ -3,12 +3,14 @@
 All that the conventions and the step number change is scalars. They are computed once per
 step (`coefficients`). What remains for each array is one formula without branches on the
 convention: `advance` takes the moments one step further, `direction` makes the update of them.
-Packed moments advance by `averages`; their maximum is one of words, in `_packed.py`.
+Packed moments advance by `averages`; their maximum is one of words, in `_packed.py`. Reports and
+projections ask for the `denominator`, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -56,11 +58,31 @@ class Coefficients(NamedTuple):
 
 def correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
     r""":math:`1 - \beta^t`; computed as it stands it would lose four digits in float32."""
-    if isinstance(beta, jax.Array):
-        log_beta = jnp.log1p(beta.astype(dtype) - 1)
-    else:  # in double precision, whatever `dtype` is
-        log_beta = math.log1p(beta - 1) if beta > 0 else -math.inf
-    return -jnp.expm1(t * jnp.asarray(log_beta, dtype))
+    if not isinstance(beta, jax.Array):  # in double precision, whatever `dtype` is
+        if beta == 0:
+            return jnp.ones_like(t)
+        return -jnp.expm1(t * jnp.asarray(math.log1p(beta - 1), dtype))
+    beta = beta.astype(dtype)
+    is_large = beta >= 0.5  # below, nothing is lost
+    log_beta = jnp.log1p(jnp.where(is_large, beta, 0.5) - 1)
+    # At 0 the second derivative of JAX's power is 0 * inf. These are the powers of 0 with their
+    # first two derivatives.
+    is_zero = beta < jnp.finfo(dtype).tiny
+    of_zero = jnp.where(t == 1, beta, jnp.where(t == 2, beta * beta, 0))
+    power = jnp.where(is_zero, of_zero, jnp.where(is_large | is_zero, 0.25, beta) ** t)
+    return jnp.where(is_large, -jnp.expm1(t * log_beta), 1 - power)
+
+
+def times(factor: jax.Array, array: jax.Array) -> jax.Array:
+    """A real factor times an array, real or complex."""
+    # In a complex product the factor has an imaginary part of 0, which infinity makes a NaN of.
+    return _by_parts(lambda part: factor * part, array)
+
+
+def _by_parts(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+    if not jnp.iscomplexobj(array):
+        return function(array)
+    return jax.lax.complex(function(array.real), function(array.imag))
 
 
 def coefficients(
@@ -104,10 +126,11 @@ def averages(
     gradient: jax.Array, mu: jax.Array, nu: jax.Array, c: Coefficients
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The two averages after one more gradient, and what the maximum is taken with."""
-    square = jnp.square(gradient)
     if jnp.iscomplexobj(gradient):
         square = jnp.square(gradient.real) + jnp.square(gradient.imag)
-    mu = c.b1 * mu + c.one_minus_b1 * gradient
+    else:
+        square = jnp.square(gradient)
+    mu = times(c.b1, mu) + times(c.one_minus_b1, gradient)
     nu = c.b2 * nu + c.one_minus_b2 * square
     return mu, nu, c.max_scale * nu
 
@@ -118,16 +141,25 @@ def advance(gradient: jax.Array, moments: Moments, c: Coefficients) -> Moments:
     return Moments(mu, nu, jnp.maximum(moments.nu_max, fresh))
 
 
+def denominator(nu_max: jax.Array, c: Coefficients) -> tuple[jax.Array, jax.Array]:
+    """What the momentum is divided by, never 0, and where nothing has been seen yet.
+
+    There the root is 0, and counts as 1: it would have an infinite slope, and 0/0 be a NaN.
+    """
+    radicand = nu_max + c.eps_root
+    unseen = radicand == 0  # lets a NaN pass, so that it is seen
+    root = jnp.sqrt(jax.lax.select(unseen, jnp.ones_like(radicand), radicand))
+    return c.root_scale * root + c.eps, unseen
+
+
 def direction(
     gradient: jax.Array, moments: Moments, c: Coefficients, *, nesterov: bool
 ) -> jax.Array:
     """The update of one array, from its moments after the gradient."""
-    mu, _, nu_max = moments
-    momentum = c.ahead * mu + c.one_minus_b1 * gradient if nesterov else mu
-    # A coordinate without history has the update 0 (0/0 if eps is 0) and the derivative
-    # 0 (sqrt has an infinite slope at 0). `== 0` lets a NaN pass, so that it is seen.
-    radicand = nu_max + c.eps_root
-    unseen = radicand == 0
-    root = jnp.sqrt(jax.lax.select(unseen, jnp.ones_like(radicand), radicand))
-    update = momentum / (c.root_scale * root + c.eps)
+    momentum = moments.mu
+    if nesterov:
+        momentum = times(c.ahead, momentum) + times(c.one_minus_b1, gradient)
+    divisor, unseen = denominator(moments.nu_max, c)
+    update = _by_parts(lambda part: part / divisor, momentum)
+    # A coordinate without history has the update 0, for every eps, and the derivative 0.
     return jax.lax.select(unseen, jnp.zeros_like(update), update)

@@ -2,19 +2,20 @@
 
 A storage is a class of its own, so that a state says by its structure what it is. Whatever reads
 moments asks `leaf_moments`, and whatever changes them `map_moments`, of either class. The states
-inside the state of a chain, a mask, a partition or a wrapper are found by `nodes`.
+inside the state of a chain, a mask, a partition or a wrapper are found by `find_states`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from amsgrad_jax import _checks, _packed
+from amsgrad_jax import _checks, _names, _packed
 from amsgrad_jax._rule import Moments
 
 Storage: TypeAlias = Literal["full", "packed"]
@@ -60,14 +61,7 @@ KINDS = (ScaleByAmsgradState, PackedAmsgradState)
 
 def resolve(storage: Any) -> Storage:
     """Returns the storage, or raises if there is none of that name."""
-    known = " or ".join(map(repr, get_args(Storage)))
-    if not isinstance(storage, str):
-        raise TypeError(
-            f"storage must be {known}, got {storage!r} of type {type(storage).__name__}"
-        )
-    if storage not in get_args(Storage):
-        raise ValueError(f"unknown storage {storage!r}: it must be {known}")
-    return storage  # pyright: ignore[reportReturnType] (one of those)
+    return cast(Storage, _checks.literal("storage", storage, get_args(Storage)))
 
 
 def storage_of(state: AmsgradState) -> Storage:
@@ -83,14 +77,14 @@ def zeros(params: Any, storage: Storage) -> AmsgradState:
         words = jax.tree.map(lambda param: jnp.zeros_like(param, _packed.DTYPE), params)
         return PackedAmsgradState(count, words)
 
-    def mu(param: Any) -> jax.Array:
-        return jnp.zeros_like(param, wide(jnp.result_type(param)))
-
-    def nu(param: Any) -> jax.Array:  # real, also of complex parameters
-        return jnp.zeros_like(param, jnp.finfo(wide(jnp.result_type(param))).dtype)
-
     # Three separate trees: a buffer shared by two moments could not be donated.
-    return ScaleByAmsgradState(count, *(jax.tree.map(zero, params) for zero in (mu, nu, nu)))
+    return ScaleByAmsgradState(
+        count,
+        *(
+            jax.tree.map(lambda p, i=i: jnp.zeros_like(p, moment_dtypes(p)[i]), params)
+            for i in range(3)
+        ),
+    )
 
 
 def like_params(state: AmsgradState) -> Any:
@@ -104,11 +98,20 @@ Stored: TypeAlias = jax.Array | Moments
 
 def stored_leaves(state: AmsgradState) -> list[tuple[Any, Stored]]:
     """The path of every leaf, and what is stored for it."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(like_params(state))]
-    stored: list[Any] = [jax.tree.leaves(tree) for tree in state[1:]]
-    if not isinstance(state, PackedAmsgradState):
-        stored = [[Moments(*moments) for moments in zip(*stored, strict=True)]]
-    return list(zip(paths, *stored, strict=True))
+    return list(zip(paths(state), without_paths(state), strict=True))
+
+
+def paths(state: AmsgradState) -> list[Any]:
+    """The path of every leaf; of a thousand they take longer to make than a step to trace."""
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(like_params(state))]
+
+
+def without_paths(state: AmsgradState) -> list[Stored]:
+    """What is stored for every leaf."""
+    stored = [jax.tree.leaves(tree) for tree in state[1:]]
+    if isinstance(state, PackedAmsgradState):
+        return stored[0]
+    return [Moments(*moments) for moments in zip(*stored, strict=True)]
 
 
 def numbers(stored: Stored) -> Moments:
@@ -147,28 +150,28 @@ def map_moments(
     stored: list[Any] = moments
     if storage == "packed":
         check_real("the moments", like_params(state))
-        stored = [_packed.pack(_with_room(before)) for before in moments]
+        stored = [_packed_with_room(before) for before in moments]
     unflatten = jax.tree.structure(like_params(state)).unflatten
     return from_leaves(state.count, stored, storage, unflatten)
 
 
-def _with_room(moments: Moments) -> Moments:
-    """The moments with a maximum that is not below ``nu``, as after a reset."""
+# One program per shape: outside of jit, op by op, the temporaries of all leaves would add up.
+@jax.jit
+def _packed_with_room(moments: Moments) -> jax.Array:
+    """The words of moments with a maximum that is not below ``nu``, as after a reset."""
     # A packed maximum can be up to 1/32 below nu, of the root; such a one stays as it is.
     is_below = moments.nu > 1.07 * moments.nu_max
-    return moments._replace(nu_max=jnp.where(is_below, moments.nu, moments.nu_max))
+    nu_max = jnp.where(is_below, moments.nu, moments.nu_max)
+    return _packed.pack(moments._replace(nu_max=nu_max))
 
 
 # What is checked of a state.
 
 
-def check(state: Any, storage: Storage) -> None:
+def check(state: Any, storage: Storage, gradients: Any = None) -> None:
     """Raises unless this is an unharmed state of that storage."""
     if not isinstance(state, KINDS):
-        raise TypeError(
-            f"state must be what init of this optimizer returned, got {names([type(state)])}; "
-            "states of other libraries come in through amsgrad_jax.interop"
-        )
+        raise TypeError(_refusal(state, gradients))
     if storage_of(state) != storage:
         raise TypeError(
             f"state is a {type(state).__name__}, of storage={storage_of(state)!r}, but the "
@@ -176,16 +179,13 @@ def check(state: Any, storage: Storage) -> None:
             "makes the one of the other"
         )
     for field, tree in state._asdict().items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind = "count" if field == "count" else storage
+        if all(_was_cast(jnp.result_type(leaf), kind) is None for leaf in jax.tree.leaves(tree)):
+            continue
+        for name, leaf in _names.named_leaves(tree):
             dtype = jnp.result_type(leaf)
-            if field == "count":
-                expected, is_right = "an integer", jnp.issubdtype(dtype, jnp.integer)
-            elif storage == "packed":
-                expected, is_right = "uint32", dtype == _packed.DTYPE
-            else:
-                expected, is_right = "float32 or wider", dtype == wide(dtype)
-            if not is_right:
-                where = f" at {_checks.at(path)}" if path else ""
+            if expected := _was_cast(dtype, kind):
+                where = f" of {name!r}" if name else ""
                 raise TypeError(
                     f"state.{field}{where} is {dtype}, expected {expected}: the state was cast. "
                     "Cast parameters, not states; amsgrad_jax.convert_storage makes a state of "
@@ -193,12 +193,58 @@ def check(state: Any, storage: Storage) -> None:
                 )
 
 
+@functools.cache
+def _was_cast(dtype: Any, kind: str) -> str | None:
+    """What a leaf of a state should be, if it is not; ``kind`` is a storage, or "count"."""
+    if kind == "count":
+        return None if jnp.issubdtype(dtype, jnp.integer) else "an integer"
+    if kind == "packed":
+        return None if dtype == _packed.DTYPE else "uint32"
+    return None if dtype == wide(dtype) else "float32 or wider"
+
+
+def check_chain(state: Any, length: int, gradients: Any) -> None:
+    """Raises unless this can be the state of a chain of so many links."""
+    is_chain = isinstance(state, tuple | list) and not hasattr(state, "_fields")
+    if not is_chain or len(state) != length:
+        raise TypeError(_refusal(state, gradients))
+
+
+def _refusal(state: Any, gradients: Any) -> str:
+    """Why this is no state, and what to do."""
+    expected = "state must be what init of this optimizer returned, got"
+    if state is None:
+        return f"{expected} None: init(params) makes the first one"
+    kinds, got = _kinds(state), f"{expected} {type_names([type(state)])}"
+    if find_states(gradients) and not find_states(state):
+        return f"{got} and a state as gradients: call update(gradients, state), in this order"
+    if kinds & {optax.ScaleByAmsgradState, optax.ScaleByAdamState}:
+        return f"{got}, a state of Optax: amsgrad_jax.interop.from_optax converts it"
+    if find_states(state):
+        return (
+            f"{got} of {type_names(kinds - {type(state)})}, the state of another chain or wrapper"
+        )
+    return f"{got}; states of other libraries come in through amsgrad_jax.interop"
+
+
+def check_one_run(state: Any) -> None:
+    """Raises if a state is of several runs, stacked as by ``jax.vmap(optimizer.init)``."""
+    (count,) = jax.tree.leaves(state.count)
+    if shape := jnp.shape(count):
+        raise ValueError(
+            f"the state is of several runs: its count has shape {shape}, expected (). "
+            "Wrap the call in jax.vmap"
+        )
+
+
 def check_real(what: str, tree: Any) -> None:
     """Raises if a leaf is complex, for which a packed word has no room."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+    if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
+        return
+    for name, leaf in _names.named_leaves(tree):
+        if jnp.iscomplexobj(leaf):
             raise TypeError(
-                f"{what} must be real for storage='packed', but the leaf at {_checks.at(path)} is "
+                f"{what} must be real for storage='packed', but the leaf {name!r} is "
                 f"{_checks.describe(leaf)}: optax.contrib.split_real_and_imaginary makes two real "
                 "leaves of it"
             )
@@ -211,34 +257,49 @@ def wide(dtype: Any) -> Any:
     return jnp.dtype("float32")
 
 
+def moment_dtypes(param: Any) -> tuple[Any, Any, Any]:
+    """The dtypes of ``mu``, ``nu`` and ``nu_max`` of a parameter."""
+    dtype = wide(jnp.result_type(param))
+    real = jnp.finfo(dtype).dtype  # also of complex parameters
+    return dtype, real, real
+
+
 # Where states are.
 
 
-def named(path: Any) -> str:
-    """A path as a name for people: ``"dense/kernel"``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def find_states(tree: Any) -> list[tuple[str, AmsgradState]]:
+    """Every state of AMSGrad in a tree, with the name of its place there."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_state)
+    return [(_names.of_path(path), node) for path, node in nodes if is_state(node)]
 
 
-def nodes(state: Any) -> list[tuple[Any, AmsgradState]]:
-    """Every state of AMSGrad in a tree, with its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_state)
-    return [(path, leaf) for path, leaf in leaves if is_state(leaf)]
-
-
-def states(state: optax.OptState) -> dict[str, AmsgradState]:
-    """:func:`nodes` by the names of their paths, or raises if there is none."""
-    found = {named(path): node for path, node in nodes(state)}
+def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
+    """:func:`find_states`, or raises if there is none."""
+    found = find_states(tree)
     if not found:
+        hint = "states of other libraries come in through amsgrad_jax.interop"
+        keys = {key for path, _ in jax.tree_util.tree_leaves_with_path(tree) for key in path}
+        if keys & {jax.tree_util.DictKey("nu_max"), jax.tree_util.DictKey("packed")}:
+            hint = (
+                "its fields are there without their class, as in nnx.state(optimizer): "
+                "pass the state itself, of an nnx.Optimizer its opt_state"
+            )
         raise ValueError(
             "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "
-            f"{_kinds(state)}; states of other libraries come in through amsgrad_jax.interop"
+            f"{type_names(_kinds(tree))}; {hint}"
         )
     return found
 
 
-def map_states(function: Callable[[AmsgradState], AmsgradState], state: optax.OptState) -> Any:
+def count_of(state: AmsgradState) -> jax.Array:
+    """The number of steps; in a state of `flax.nnx.Optimizer` it is inside of a Variable."""
+    (count,) = jax.tree.leaves(state.count)
+    return jnp.asarray(count)
+
+
+def map_states(function: Callable[[AmsgradState], AmsgradState], state: Any) -> Any:
     """The tree with ``function`` of every state of AMSGrad in it."""
-    states(state)  # raises if there is none
+    require_states(state)
     return jax.tree.map(
         lambda node: function(node) if is_state(node) else node, state, is_leaf=is_state
     )
@@ -249,8 +310,8 @@ def is_state(node: Any) -> bool:
     return isinstance(node, KINDS)
 
 
-def _kinds(state: Any) -> str:
-    """The types of states in a tree, for an error."""
+def _kinds(state: Any) -> set[type]:
+    """The types of states in a tree."""
     kinds = {type(state)}
 
     def see(node: Any) -> bool:  # is asked about every node, from the root down
@@ -259,10 +320,10 @@ def _kinds(state: Any) -> str:
         return False
 
     jax.tree.leaves(state, is_leaf=see)
-    return names(kinds)
+    return kinds
 
 
-def names(kinds: Iterable[type]) -> str:
+def type_names(kinds: Iterable[type]) -> str:
     """Types for an error, with their package: optax has a ScaleByAmsgradState, too."""
     return ", ".join(
         sorted(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from amsgrad_jax import _checks, _conventions, _packed, _rounding, _rule, _state
+from amsgrad_jax._conventions import Convention, ConventionName
 from amsgrad_jax._state import AmsgradState, Storage
 
 Hyperparameter: TypeAlias = jax.typing.ArrayLike | optax.Schedule
@@ -24,7 +25,7 @@ def _update_full(
 ) -> tuple[jax.Array, _rule.Moments]:
     wide = gradient.astype(moments.mu.dtype)
     moments = _rule.advance(wide, moments, c)
-    return _rule.direction(wide, moments, c, nesterov=nesterov).astype(gradient.dtype), moments
+    return _rule.direction(wide, moments, c, nesterov=nesterov), moments
 
 
 @functools.partial(jax.jit, static_argnames="nesterov")
@@ -47,8 +48,7 @@ def _update_packed(
     # A function of the new word: then XLA writes word and parameter in one pass on TPU and GPU,
     # and in two loops without temporaries on CPU. Of the moments before rounding it would need
     # a pass more (28 bytes per parameter instead of 20).
-    update = _rule.direction(wide, unpack(word), c, nesterov=nesterov)
-    return update.astype(gradient.dtype), word
+    return _rule.direction(wide, unpack(word), c, nesterov=nesterov), word
 
 
 def scale_by_amsgrad(
@@ -57,7 +57,7 @@ def scale_by_amsgrad(
     eps: Hyperparameter = 1e-8,
     eps_root: Hyperparameter = 0.0,
     *,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: ConventionName | Convention = "pytorch",
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,8 +109,9 @@ def scale_by_amsgrad(
     Raises:
       TypeError: If an argument, a parameter or a gradient is of the wrong type, or if a state
         is of another storage or was cast to other dtypes.
-      ValueError: If an argument is out of its range or unknown, or if gradients do not
-        match the state: in their tree, or in the shape of a leaf.
+      ValueError: If an argument is out of its range or unknown, if gradients do not
+        match the state: in their tree, or in the shape of a leaf, or if the state holds
+        several runs, which need ``jax.vmap``.
 
     Examples:
       >>> import amsgrad_jax
@@ -140,18 +141,56 @@ def scale_by_amsgrad(
       Nesterov momentum: Dozat, `Incorporating Nesterov Momentum into Adam
       <https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ>`_, ICLR 2016 workshop.
     """
+    return cast_once(
+        unrounded(b1, b2, eps, eps_root, convention=convention, storage=storage, nesterov=nesterov)
+    )
+
+
+def cast_once(
+    transformation: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation with its updates in the dtypes of the gradients."""
+
+    def update(
+        updates: optax.Updates,
+        state: Any,  # what init returned
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        wide, state = transformation.update(updates, state, params, **extra_args)
+        return jax.tree.map(_in_dtype_of, wide, updates), state
+
+    return optax.GradientTransformationExtraArgs(transformation.init, update)
+
+
+def _in_dtype_of(update: jax.Array, gradient: Any) -> jax.Array:
+    dtype = jnp.result_type(gradient)
+    return update if update.dtype == dtype else update.astype(dtype)
+
+
+def unrounded(
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    eps_root: Hyperparameter,
+    *,
+    convention: ConventionName | Convention,
+    storage: Storage,
+    nesterov: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_amsgrad` with updates in the dtype of the arithmetic, for more of it."""
     hyperparameters = {
         name: _checks.hyperparameter_or_schedule(name, value)
         for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("eps_root", eps_root))
     }
-    convention = _conventions.resolve(convention)
+    decisions = _conventions.resolve(convention)
     storage = _state.resolve(storage)
     if storage == "packed":
         _packed.check_decay_rates(hyperparameters["b1"], hyperparameters["b2"])
     _checks.flag("nesterov", nesterov)
 
     def init(params: optax.Params) -> AmsgradState:
-        _checks.inexact("params", params)
+        _checks.arrays("params", params)
         return _state.zeros(params, storage)
 
     def update(
@@ -161,7 +200,8 @@ def scale_by_amsgrad(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AmsgradState]:
         del params, extra_args
-        _state.check(state, storage)
+        _state.check(state, storage, updates)
+        _state.check_one_run(state)
         if storage == "packed":
             _state.check_real("gradients", updates)
             updates = _rounding.not_differentiable(updates)
@@ -179,25 +219,27 @@ def scale_by_amsgrad(
         @functools.cache
         def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
             c = _rule.coefficients(
-                count, **current, convention=convention, nesterov=nesterov, dtype=dtype
+                count, **current, convention=decisions, nesterov=nesterov, dtype=dtype
             )
             return c if storage == "full" else _rounding.not_differentiable(c)
 
-        def update_leaf(
-            path: Any, stored: _state.Stored, gradient: jax.Array
+        def update_full(gradient: jax.Array, moments: Any) -> tuple[jax.Array, _state.Stored]:
+            c = coefficients(moments.nu.dtype)
+            return _update_full(gradient, moments, c, nesterov=nesterov)
+
+        def update_packed(
+            gradient: jax.Array, word: Any, path: Any
         ) -> tuple[jax.Array, _state.Stored]:
-            if isinstance(stored, _rule.Moments):
-                c = coefficients(stored.nu.dtype)
-                return _update_full(gradient, stored, c, nesterov=nesterov)
-            c = coefficients(_state.wide(gradient.dtype))
+            c = coefficients(_state.wide(jnp.result_type(gradient)))
             salt = _rounding.salt(path)
-            return _update_packed(gradient, stored, c, salt, step(), nesterov=nesterov)
+            return _update_packed(gradient, word, c, salt, step(), nesterov=nesterov)
 
         gradients, tree = jax.tree.flatten(updates)
-        stepped = [
-            update_leaf(path, stored, gradient)
-            for (path, stored), gradient in zip(_state.stored_leaves(state), gradients, strict=True)
-        ]
+        stored = _state.without_paths(state)
+        if storage == "packed":
+            stepped = list(map(update_packed, gradients, stored, _state.paths(state)))
+        else:
+            stepped = list(map(update_full, gradients, stored))
         return (
             tree.unflatten([update for update, _ in stepped]),
             _state.from_leaves(count, [stored for _, stored in stepped], storage, tree.unflatten),

@@ -7,21 +7,33 @@ about what they show is in :mod:`amsgrad_jax.remedies`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _conventions, _packed, _rule, _state
+from amsgrad_jax import _checks, _conventions, _names, _packed, _rule, _state
 from amsgrad_jax._rule import Moments
 from amsgrad_jax._transform import Hyperparameter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "Report",
+    "WatchState",
+    "last_report",
+    "max_report",
+    "plot",
+    "watch",
+]
 
 Report: TypeAlias = dict[str, jax.Array]
 """Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
@@ -40,6 +52,9 @@ _SAMPLE: Final = 16381
 _DROPPED: Final = np.uint32(18)
 _BINS: Final = 1 << 13
 
+# Coordinates are counted, and those of the sample found, in uint32.
+_LARGEST: Final = 2**32 - 1
+
 
 def max_report(
     state: optax.OptState,
@@ -51,7 +66,7 @@ def max_report(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
-    convention: str | _conventions.Convention = "pytorch",
+    convention: _conventions.ConventionName | _conventions.Convention = "pytorch",
 ) -> Report:
     r"""Says how much the running maximum holds back the coordinates of a run.
 
@@ -91,10 +106,13 @@ def max_report(
     rounded :math:`1.01\, v_t`.
 
     Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
+    Within ``jax.shard_map`` it adds up over the axes that a leaf is split over: the report is that
+    of the whole arrays, on every device. What a leaf is split over is part of its type, from JAX
+    0.7 on, and with ``check_vma`` on; without that, each device reports its part.
 
     Args:
       state: Any tree with a state of AMSGrad in it, full or packed. If it has several, each is
-        reported under its path in ``state``.
+        reported under its path in ``state``. Of a ``flax.nnx.Optimizer``, its ``opt_state``.
       per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
         such as ``"dense/kernel"``, to the name of a group.
       quantiles: Which quantiles, in (0, 1]. 0.999 gives ``slowdown_q99.9``.
@@ -115,8 +133,9 @@ def max_report(
     Raises:
       TypeError: If an argument is of the wrong type, ``per`` returns no name, or the state was
         cast to other dtypes.
-      ValueError: If there is no state of AMSGrad in ``state``, or an argument is out
-        of its range.
+      ValueError: If there is no state of AMSGrad in ``state``, an argument is out of its range,
+        two leaves or two states have the same name, as in ``{"a/b": ..., "a": {"b": ...}}``, or
+        a leaf has more than 4,294,967,295 elements.
 
     Examples:
       One gradient was 100 times as large as the others, 40 steps ago:
@@ -153,7 +172,8 @@ def max_report(
     for quantile in quantiles:
         if not 0 < _checks.real_scalar("quantiles", quantile, "numbers in (0, 1]") <= 1:
             raise ValueError(f"quantiles must be in (0, 1], got {quantile!r}")
-    if not _checks.real_scalar("frozen", frozen, "a slowdown of at least 1") >= 1:
+    frozen = _checks.real_scalar("frozen", frozen, "a slowdown of at least 1")
+    if not frozen >= 1:
         raise ValueError(f"frozen must be a slowdown of at least 1, got {frozen!r}")
     hyperparameters = {
         name: _checks.hyperparameter(name, value)
@@ -161,38 +181,48 @@ def max_report(
     }
     if learning_rate is not None:
         learning_rate = _checks.hyperparameter_or_schedule("learning_rate", learning_rate)
-    convention = _conventions.resolve(convention)
+    # Step sizes are those of the first moment as it is after its correction.
+    convention = dataclasses.replace(_conventions.resolve(convention), correct_mu=False)
 
-    found = _state.states(state)
+    found = _state.require_states(state)
     groups: dict[str, _Measured] = {}
-    for prefix, node in found.items():
-        count = jnp.maximum(node.count, 1)  # before the first step nothing is divided by 0
+    owners: dict[str, int] = {}
+    for number, (place, node) in enumerate(found):
+        _state.check_one_run(node)
+        count = jnp.maximum(_state.count_of(node), 1)  # before the first step: no division by 0
         rate = learning_rate
         if callable(learning_rate):
             rate = _checks.hyperparameter("learning_rate", learning_rate(count - 1))
         _state.check(node, _state.storage_of(node))
-        if jnp.shape(node.count) != ():
-            raise ValueError(
-                f"the state holds several runs, its count has shape {jnp.shape(node.count)}: "
-                "report each with jax.vmap(max_report)"
-            )
-        for path, stored in _state.stored_leaves(node):
-            if jax.tree.leaves(stored)[0].size == 0:
+        leaves = [leaf for leaf, _ in _names.named_leaves(_state.like_params(node))]
+        for leaf, stored in zip(leaves, _state.without_paths(node), strict=True):
+            size = jax.tree.leaves(stored)[0].size
+            if size == 0:
                 continue
+            if size > _LARGEST:
+                raise ValueError(
+                    f"{leaf or 'the root'} has {size:,} coordinates, but a report counts up to "
+                    f"{_LARGEST:,} in a leaf: leave it out with optax.masked, or report a part"
+                )
             coefficients = _rule.coefficients(
                 count,
-                b1=0.0,  # so that they are those of the corrected first moment
+                b1=0.0,  # is not used
                 **hyperparameters,
                 convention=convention,
                 nesterov=False,
                 dtype=stored.nu.dtype if isinstance(stored, Moments) else jnp.dtype("float32"),
             )
-            leaf = _state.named(path)
             group = leaf if per == "leaf" else "" if per == "tree" else per(leaf)
             if not isinstance(group, str):
                 raise TypeError(f"per must return the name of a group, got {group!r} for {leaf!r}")
-            parts = (prefix if len(found) > 1 else "", group)
+            parts = (place if len(found) > 1 else "", group)
             name = "/".join(part for part in parts if part)
+            # Leaves meet in a group because `per` says so, not because their paths look alike.
+            if (per == "leaf" and name in groups) or owners.setdefault(name, number) != number:
+                raise ValueError(
+                    f"two {'leaves' if per == 'leaf' else 'groups of two states'} have the name "
+                    f"{name!r}: rename one, or pass a function as per that tells them apart"
+                )
             measured = _measure(stored, coefficients, frozen, rate)
             groups[name] = _together(groups[name], measured) if name in groups else measured
     return {
@@ -226,7 +256,12 @@ def _measure(
         radicand = jnp.maximum(moments.nu_max, moments.nu)
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, moments))
         live = finite & (radicand > 0)
-        ratio = jnp.where(live, radicand / moments.nu, 0)
+        has_nu = live & (moments.nu > 0)
+        # Infinite where nu has fallen to 0; not by a division, nor by a constant, of which
+        # JAX's own checks would complain everywhere.
+        largest = jnp.finfo(radicand.dtype).max
+        ratio = 2 * jnp.where(live & ~has_nu, largest, jnp.zeros_like(radicand))
+        ratio = jnp.where(has_nu, radicand / jnp.where(has_nu, moments.nu, 1), ratio)
         return moments, _Seen(radicand, finite, live, ratio)
 
     moments, seen = view(stored)
@@ -249,18 +284,44 @@ def _measure(
     _, sampled = view(jax.tree.map(_sample, stored))
     values = {"slowdown": jnp.sqrt(sampled.ratio)}
     if learning_rate is not None:
-        divisor = c.root_scale * jnp.sqrt(sampled.radicand + c.eps_root) + c.eps
-        values["step_size"] = jnp.divide(learning_rate, divisor)
+        divisor, _ = _rule.denominator(sampled.radicand, c)
+        values["step_size"] = jnp.asarray(learning_rate, divisor.dtype) / divisor
     size = jnp.float32(moments.mu.size)
     # For how many coordinates one of the sample stands. It multiplies what has been counted and
     # added up in integers: sums of it would go on growing after the last bin that has any.
     each = size / sampled.live.size
+    # Within `shard_map` a leaf is a part of its array: what is counted of the parts is added up,
+    # in float32, for all together may be too many for integers.
+    axes = _split_over(stored)
     return _Measured(
-        counts={"size": size}
-        | {name: count.astype(jnp.float32) for name, count in zip(flags, counts, strict=True)},
-        slowdown_max=jnp.sqrt(ratio_max),
-        reached={name: each * _reached(value, sampled.live) for name, value in values.items()},
+        counts={
+            name: _reduced(jax.lax.psum, count.astype(jnp.float32), axes)
+            for name, count in zip(("size", *flags), (size, *counts), strict=True)
+        },
+        slowdown_max=_reduced(jax.lax.pmax, jnp.sqrt(ratio_max), axes),
+        reached={
+            name: each * _reached(value, sampled.live, axes) for name, value in values.items()
+        },
     )
+
+
+def _split_over(stored: _state.Stored) -> tuple[str, ...]:
+    """The axes of the mesh over which ``shard_map`` has split what is stored for a leaf."""
+
+    def axes(leaf: jax.Array) -> frozenset[str]:
+        kind = jax.typeof(leaf)
+        if hasattr(kind, "manual_axis_type"):
+            return kind.manual_axis_type.varying
+        return getattr(kind, "vma", frozenset())  # its older name; JAX 0.6.0 has neither
+
+    return tuple(sorted(frozenset().union(*map(axes, jax.tree.leaves(stored)))))
+
+
+def _reduced(
+    collective: Callable[..., jax.Array], value: jax.Array, axes: tuple[str, ...]
+) -> jax.Array:
+    # JAX 0.7 does not take a collective over no axis.
+    return collective(value, axes) if axes else value
 
 
 class _Seen(NamedTuple):
@@ -291,11 +352,11 @@ def _sample(stored: jax.Array) -> jax.Array:
     return stored.at[tuple(indices)].get(out_sharding=everywhere)
 
 
-def _reached(values: jax.Array, live: jax.Array) -> jax.Array:
-    """How many of the live values are in each bin and those below it."""
+def _reached(values: jax.Array, live: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """How many of the live values, of all parts, are in each bin and those below it."""
     codes = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32) >> _DROPPED
     histogram = jnp.zeros(_BINS, jnp.uint32).at[codes].add(live.astype(jnp.uint32))
-    return jnp.cumsum(histogram).astype(jnp.float32)
+    return jnp.cumsum(_reduced(jax.lax.psum, histogram, axes)).astype(jnp.float32)
 
 
 def _quantile(reached: jax.Array, quantile: float) -> jax.Array:
@@ -330,12 +391,17 @@ class WatchState(NamedTuple):
 
     Args:
       count: Number of updates so far, an int32 scalar.
-      report: The last report.
+      figures: The last report, one figure after the other, a float32 vector:
+        :func:`last_report` makes the report of it.
+      names: A checksum of what the figures are called, a uint32 scalar.
       inner_state: State of the watched transformation.
     """
 
+    # Not the report itself: with the names of parameters in it, the state would have another
+    # structure where they are wrapped (`flax.nnx`) or not there (`optax.tree.map_params`).
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
-    report: Report
+    figures: jax.Array
+    names: jax.Array
     inner_state: optax.OptState
 
 
@@ -347,8 +413,12 @@ def watch(
     """Keeps a report on a transformation's state inside of its state.
 
     After every ``every`` updates the report is made anew, under ``jax.lax.cond``: in the other
-    steps it costs nothing. A training loop logs it without knowing where in the state the
-    moments are.
+    steps it costs nothing. A training loop logs :func:`last_report` without knowing where in the
+    state the moments are.
+
+    The report is kept as numbers without names. So the state has one structure wherever it is
+    made, and goes into a ``flax.nnx.Optimizer``, into ``jax.shard_map`` with parameters split, and
+    through ``optax.tree.map_params``.
 
     Like ``optax.apply_if_finite`` it wraps. ``optax.snapshot`` and ``optax.monitor``, which
     stand in a chain, see the updates and not the state of their neighbours.
@@ -358,16 +428,18 @@ def watch(
       every: Number of updates from one report to the next, at least 1.
       report: Makes the report of the state of ``transformation``: :func:`max_report`, if its
         defaults do not fit wrapped in ``functools.partial``; or any function of a state that
-        returns arrays of unchanging shapes and dtypes.
+        returns real arrays of unchanging shapes. They are kept in float32. In ``shard_map`` it
+        must return the same on all devices, as :func:`max_report` does.
 
     Returns:
-      The transformation, with the same updates and a :class:`WatchState`; the report there is
-      also what ``optax.tree.get(state, "report")`` finds. Until the first one all figures are 0.
+      The transformation, with the same updates and a :class:`WatchState`. Until the first report
+      all figures are 0; without parameters there are none.
 
     Raises:
       TypeError: If an argument is of the wrong type; in ``update``, if the state is not a
         :class:`WatchState`.
-      ValueError: If ``every`` is less than 1; in ``init``, what ``report`` raises.
+      ValueError: If ``every`` is less than 1; in ``init``, what ``report`` raises; in ``update``,
+        if the state is one of another report.
 
     Examples:
       >>> import functools
@@ -384,7 +456,8 @@ def watch(
       ...     updates, state = optimizer.update(2 * params, state)
       ...     params = optax.apply_updates(params, updates)
       ...     if step % 10 == 0:
-      ...         print(f"step {step}: slowdown {state.report['slowdown_q50']:.1f}")
+      ...         figures = diagnostics.last_report(state, report)
+      ...         print(f"step {step}: slowdown {figures['slowdown_q50']:.1f}")
       step 10: slowdown 1.0
       step 20: slowdown 1.4
       step 30: slowdown 2.2
@@ -397,18 +470,30 @@ def watch(
     _checks.function("report", report, "a state")
 
     # Defined once, so that outside of jit they are compiled once.
-    def renew(inner_state: Any, last: Report) -> Report:
-        return report(inner_state)
+    def renew(inner_state: Any, last: jax.Array) -> jax.Array:
+        figures = [jnp.ravel(leaf) for leaf in jax.tree.leaves(report(inner_state))]
+        latest = jnp.concatenate([figure.astype(jnp.float32) for figure in figures])
+        if latest.shape != last.shape:
+            raise ValueError(
+                f"state.figures has shape {list(last.shape)}, but report makes {latest.size} "
+                "figures: the state was made by a watch with another report"
+            )
+        return latest
 
-    def keep(inner_state: Any, last: Report) -> Report:
+    def keep(inner_state: Any, last: jax.Array) -> jax.Array:
         return last
 
     def init(params: optax.Params) -> WatchState:
         inner_state = inner.init(params)
         # Not the report itself: of constants XLA would compute it while it compiles.
-        shapes = jax.eval_shape(report, inner_state)
-        nothing_yet = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return WatchState(jnp.zeros((), jnp.int32), nothing_yet, inner_state)
+        shapes = jax.eval_shape(report, inner_state) if jax.tree.leaves(params) else {}
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        return WatchState(
+            count=jnp.zeros((), jnp.int32),
+            figures=jnp.zeros(size, jnp.float32),
+            names=jnp.asarray(_checksum(shapes)),
+            inner_state=inner_state,
+        )
 
     def update(
         updates: optax.Updates,
@@ -419,10 +504,76 @@ def watch(
         state = _checks.state_of(WatchState, state)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         count = jnp.asarray(optax.safe_increment(state.count))
-        latest = jax.lax.cond(count % every == 0, renew, keep, inner_state, state.report)
-        return updates, WatchState(count, latest, inner_state)
+        figures = state.figures
+        if figures.size:
+            figures = jax.lax.cond(count % every == 0, renew, keep, inner_state, figures)
+        return updates, WatchState(count, figures, state.names, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def last_report(
+    state: optax.OptState, report: Callable[[optax.OptState], Report] = max_report
+) -> Report:
+    """The last report that :func:`watch` has made.
+
+    Args:
+      state: A :class:`WatchState`, or any tree with one in it, such as the state of a chain or the
+        ``opt_state`` of a ``flax.nnx.Optimizer``. Under ``jit`` as well.
+      report: As given to :func:`watch`. It is not computed; it says what the figures are called.
+
+    Returns:
+      The report, in float32; all figures are 0 before the first.
+
+    Raises:
+      ValueError: If there is no :class:`WatchState` in ``state`` or several are, or the one there
+        is of another report.
+
+    Examples:
+      >>> import amsgrad_jax
+      >>> import jax.numpy as jnp
+      >>> from amsgrad_jax import diagnostics
+      >>> optimizer = diagnostics.watch(amsgrad_jax.amsgrad(0.1), every=1)
+      >>> params = {"w": jnp.ones(3)}
+      >>> _, state = optimizer.update(params, optimizer.init(params))
+      >>> float(diagnostics.last_report(state)["w/slowdown_max"])
+      1.0
+    """
+
+    def is_watch(node: Any) -> bool:
+        return isinstance(node, WatchState)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_watch) if is_watch(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"state must have one diagnostics.WatchState in it, got {type(state).__name__} with "
+            f"{len(found)}: pass the part that has one; of an nnx.Optimizer, its opt_state"
+        )
+    (watched,) = found
+    # Without what flax.nnx wraps them in.
+    figures, names = jax.tree.leaves((watched.figures, watched.names))
+    if not figures.size:
+        return {}
+    shapes = jax.eval_shape(report, watched.inner_state)
+    if not isinstance(names, jax.core.Tracer) and names != _checksum(shapes):
+        raise ValueError(
+            "report must be the one that watch was given: its figures have other names"
+        )
+    leaves, tree = jax.tree.flatten(shapes)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = jnp.split(figures, ends[:-1])
+    return tree.unflatten(
+        part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
+    )
+
+
+def _checksum(shapes: Any) -> np.uint32:
+    """Tells apart reports whose figures have different names."""
+    named = [
+        f"{jax.tree_util.keystr(path)} {leaf.shape}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    ]
+    return np.uint32(zlib.crc32("\n".join(named).encode()))
 
 
 def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90") -> Figure:
@@ -457,9 +608,7 @@ def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90")
         from matplotlib import colors
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "diagnostics.plot needs matplotlib: pip install 'amsgrad_jax[demo]'"
-        ) from error
+        raise ImportError(f"diagnostics.plot needs matplotlib: {_checks.extra('demo')}") from error
 
     if not isinstance(reports, Mapping) or not all(
         isinstance(report, Mapping) for report in reports.values()

@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks
+from amsgrad_jax import _checks, _names
+
+__all__ = [
+    "Rounds",
+    "average_regret",
+    "best_linear",
+    "best_quadratic",
+    "play",
+    "regret_bound",
+    "regret_bound_decaying_b1",
+]
 
 # Rounds in one call: enough that the call costs nothing, few enough to watch the progress.
 _CHUNK: Final = 100_000
@@ -187,7 +197,7 @@ def _play_chunk(
 def _count_rounds(name: str, tree: Any) -> int:
     # A leaf without axes counts nothing.
     lengths = {
-        _checks.at(path): next(iter(np.shape(leaf)), 0)
+        _names.of_path(path) or "the root": next(iter(np.shape(leaf)), 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

@@ -19,7 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amsgrad_jax import _checks, _state
+from amsgrad_jax import _checks, _conventions, _rule, _state
+
+__all__ = [
+    "Constraint",
+    "Over",
+    "box",
+    "halfspace",
+    "hyperplane",
+    "l1_ball",
+    "l2_ball",
+    "nonnegative",
+    "project",
+    "projected",
+    "simplex",
+]
 
 Constraint: TypeAlias = Callable[[Any, Any], Any]
 """From a tree and a tree of weights like it to the nearest tree that is allowed."""
@@ -234,11 +248,15 @@ def box(lower: Any, upper: Any) -> Constraint:
         del weights
         _check_real("box", y)
         leaves, tree = jax.tree.flatten(y)
-        bounds = zip(leaves, _beside("lower", lower, y), _beside("upper", upper, y), strict=True)
+        clipped = leaves
         # Not jnp.clip, whose derivative is 1/2 on the bound.
-        return tree.unflatten(
-            [jnp.where(y < low, low, jnp.where(y > high, high, y)) for y, low, high in bounds]
-        )
+        if not _is_infinite(upper):
+            highs = _beside("upper", upper, y)
+            clipped = [jnp.where(y > high, high, y) for y, high in zip(leaves, highs, strict=True)]
+        if not _is_infinite(lower):
+            lows = zip(leaves, _beside("lower", lower, y), clipped, strict=True)
+            clipped = [jnp.where(y < low, low, x) for y, low, x in lows]
+        return tree.unflatten(clipped)
 
     return constraint
 
@@ -460,29 +478,43 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
 
 def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array) -> Any:
     """The weights of all parameters, from wherever in ``state`` their moments are."""
-    roots: dict[Any, jax.Array] = {}
-    for node in _state.states(state).values():
+
+    @functools.cache
+    def coefficients(dtype: jnp.dtype) -> _rule.Coefficients:
+        # Of the paper's convention, whose denominator has no correction in any step.
+        return _rule.coefficients(
+            jnp.int32(1),
+            b1=0.0,
+            b2=0.0,
+            eps=eps,
+            eps_root=0.0,
+            convention=_conventions.PAPER,
+            nesterov=False,
+            dtype=dtype,
+        )
+
+    def weight(nu_max: jax.Array) -> jax.Array:
+        c = coefficients(nu_max.dtype)
+        divisor, unseen = _rule.denominator(nu_max, c)
+        return jnp.where(unseen, c.eps, divisor)
+
+    weights: dict[Any, jax.Array] = {}
+    for _, node in _state.require_states(state):
         for path, moments in _state.leaf_moments(node):
-            if path in roots:
+            if path in weights:
                 raise ValueError(
                     f"projected found several states of AMSGrad for {_checks.at(path)}, "
                     "and cannot know whose metric to project in"
                 )
-            roots[path] = _root(moments.nu_max)
+            weights[path] = weight(moments.nu_max)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for path in paths:
-        if path not in roots:
+        if path not in weights:
             raise ValueError(
                 f"projected found no moments of AMSGrad for {_checks.at(path)}: to constrain "
                 "some of the parameters, put projected into optax.partition"
             )
-    return jax.tree.unflatten(jax.tree.structure(params), [roots[path] + eps for path in paths])
-
-
-def _root(nu_max: jax.Array) -> jax.Array:
-    """The root of the maximum of one array."""
-    unseen = nu_max == 0  # there sqrt has an infinite slope; as in the rule, it counts as 0
-    return jnp.where(unseen, 0, jnp.sqrt(jnp.where(unseen, 1, nu_max)))
+    return jax.tree.unflatten(jax.tree.structure(params), [weights[path] for path in paths])
 
 
 def _rescaled(weights: _Arrays) -> _Arrays:
@@ -515,8 +547,7 @@ def _constraint(
 
     ``solve`` takes arrays, their weights from 0 (excluded) to 1, and the arrays of each operand.
     """
-    if over not in get_args(Over):
-        raise ValueError(f"over must be one of {get_args(Over)}, got {over!r}")
+    _checks.literal("over", over, get_args(Over))
 
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:
@@ -609,7 +640,8 @@ def _l2_ball(radius: float | jax.Array, ys: _Arrays, weights: _Arrays, center: _
         return ~inside & (step > rounding) & (turn < 100)
 
     def solve(_: Any, start: jax.Array) -> jax.Array:
-        return jax.lax.while_loop(unfinished, newton, (start, jnp.full_like(start, jnp.inf), 0))[0]
+        largest = jnp.finfo(start.dtype).max
+        return jax.lax.while_loop(unfinished, newton, (start, jnp.full_like(start, largest), 0))[0]
 
     # No coordinate may be outside by itself. From there on squares cannot overflow.
     start = _largest([w * (jnp.abs(d) - 1) for d, w in zip(offsets, weights, strict=True)])
@@ -706,6 +738,11 @@ def _is_concrete(leaf: Any) -> bool:
 
 def _is_leaf(value: Any) -> bool:
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+
+
+def _is_infinite(bound: Any) -> bool:
+    """Whether a bound is infinite everywhere, and so none."""
+    return _is_leaf(bound) and _is_concrete(bound) and bool(np.all(np.isinf(bound)))
 
 
 def _same_everywhere(value: Any, tree: Any) -> Any:

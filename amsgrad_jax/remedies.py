@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,16 @@ import optax
 
 from amsgrad_jax import _checks, _rule, _state
 
+_State = TypeVar("_State")
 
-def reset_max(state: optax.OptState) -> Any:
+__all__ = [
+    "ResetMaxWhenState",
+    "reset_max",
+    "reset_max_when",
+]
+
+
+def reset_max(state: _State) -> _State:
     r"""Forgets the maximum; it begins anew with the next step's second moment.
 
     Sets ``nu_max`` to 0, so that the next step has
@@ -121,7 +129,7 @@ def reset_max_when(
 
     def init(params: optax.Params) -> ResetMaxWhenState:
         inner_state = inner.init(params)
-        _state.states(inner_state)  # raises early if there is nothing to reset
+        _state.require_states(inner_state)  # raises early if there is nothing to reset
         return ResetMaxWhenState(jnp.zeros((), jnp.int32), inner_state)
 
     def update(

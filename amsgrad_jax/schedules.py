@@ -6,6 +6,7 @@ asked for with 0. Give them to the arguments of :func:`.amsgrad` and of the tran
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -13,6 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from amsgrad_jax import _checks
+
+__all__ = [
+    "decaying_b1",
+    "inverse_b1",
+    "inverse_sqrt",
+    "running_mean_b2",
+]
 
 
 def inverse_sqrt(alpha: jax.typing.ArrayLike) -> optax.Schedule:
@@ -45,7 +53,7 @@ def inverse_sqrt(alpha: jax.typing.ArrayLike) -> optax.Schedule:
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorems 1 to 5.
     """
     alpha = _checks.hyperparameter("alpha", alpha)
-    return lambda count: alpha / jnp.sqrt(_floating(count) + 1)
+    return functools.partial(_inverse_sqrt, alpha)
 
 
 def decaying_b1(b1: jax.typing.ArrayLike, decay: float) -> optax.Schedule:
@@ -87,7 +95,7 @@ def decaying_b1(b1: jax.typing.ArrayLike, decay: float) -> optax.Schedule:
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be a Python number in (0, 1], got {decay!r}")
     log_decay = math.log(decay)
-    return lambda count: b1 * jnp.exp(log_decay * _floating(count))
+    return functools.partial(_geometric, b1, log_decay)
 
 
 def inverse_b1(b1: jax.typing.ArrayLike) -> optax.Schedule:
@@ -120,7 +128,7 @@ def inverse_b1(b1: jax.typing.ArrayLike) -> optax.Schedule:
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, after Corollary 1.
     """
     b1 = _checks.hyperparameter("b1", b1)
-    return lambda count: b1 / (_floating(count) + 1)
+    return functools.partial(_inverse, b1)
 
 
 def running_mean_b2() -> optax.Schedule:
@@ -159,9 +167,30 @@ def running_mean_b2() -> optax.Schedule:
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
       <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Corollary 2.
     """
-    return lambda count: 1 - 1 / (_floating(count) + 1)
+    return _running_mean_b2
 
 
-def _floating(count: jax.typing.ArrayLike) -> jax.Array:
+# Functions of the module, and no lambdas: so that schedules can be pickled.
+
+
+def _inverse_sqrt(alpha: float | jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
+    return _floating(alpha) / jnp.sqrt(_floating(count) + 1)
+
+
+def _geometric(
+    first: float | jax.Array, log_factor: float, count: jax.typing.ArrayLike
+) -> jax.Array:
+    return _floating(first) * jnp.exp(log_factor * _floating(count))
+
+
+def _inverse(first: float | jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
+    return _floating(first) / (_floating(count) + 1)
+
+
+def _running_mean_b2(count: jax.typing.ArrayLike) -> jax.Array:
+    return 1 - 1 / (_floating(count) + 1)
+
+
+def _floating(number: jax.typing.ArrayLike) -> jax.Array:
     # Before 1 is added: a count that has reached the end of int32 would become negative.
-    return jnp.asarray(count, float)
+    return jnp.asarray(number, float)

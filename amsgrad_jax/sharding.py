@@ -29,7 +29,16 @@ from jax.sharding import (
 )
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
-from amsgrad_jax import _checks, _state
+from amsgrad_jax import _checks, _names, _state
+
+__all__ = [
+    "AnyMesh",
+    "MemoryReport",
+    "Unsplit",
+    "Zero1",
+    "memory_report",
+    "zero1_shardings",
+]
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 """A ``jax.sharding.Mesh``, or a ``jax.sharding.AbstractMesh`` for devices that need not exist."""
@@ -137,7 +146,7 @@ def zero1_shardings(
     _check(state, params, mesh)
     leaves = _place(state, params, mesh, axis)
     unsplit = tuple(
-        Unsplit(_checks.at(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
+        Unsplit(_names.of_path(leaf.path), jnp.shape(leaf.array), _bytes(leaf.array, leaf.zero1))
         for leaf in leaves
         if not leaf.is_split and math.prod(jnp.shape(leaf.array)) > 1
     )
@@ -331,11 +340,11 @@ def _sharding(path: Any, param: Any, mesh: AnyMesh) -> NamedSharding:
 
 def _check_moments(state: Any, of_params: Container[tuple[Any, tuple[int, ...]]]) -> None:
     """Raises unless every moment has a parameter of its path and shape."""
-    for prefix, node in _state.nodes(state):
+    for prefix, node in _state.find_states(state):
         for path, moment in tree_leaves_with_path(_state.like_params(node)):
             if (path, jnp.shape(moment)) not in of_params:
                 raise ValueError(
-                    f"state belongs to other parameters: {_checks.at(prefix)} has moments of "
+                    f"state belongs to other parameters: {prefix or 'the root'} has moments of "
                     f"shape {list(jnp.shape(moment))} at {_checks.at(path)}, params have no such "
                     "leaf there"
                 )

@@ -5,6 +5,7 @@ float64 reference of its own convention. Gradients have one sign, so that nothin
 in the first moment and the relative error of an update means something.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax._conventions import ConventionName
 from benchmarks import machine, pages
 from benchmarks.optimizers import CONVENTIONS, has
 from tests import reference
@@ -74,15 +76,17 @@ def largest_error(step: Step, convention: str, b2: float, numbers: Iterable[int]
     return worst
 
 
+def _ours(convention: ConventionName, b2: float) -> Step | None:
+    optimizer = amsgrad_jax.scale_by_amsgrad(b2=b2, convention=convention)
+    return through_optax(optimizer, amsgrad_jax.ScaleByAmsgradState)
+
+
 def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
     """Who is compared: the convention of each, and its step by ``b2``."""
     ours = {
         f"ours, {convention}": (
             convention,
-            lambda b2, convention=convention: through_optax(
-                amsgrad_jax.scale_by_amsgrad(b2=b2, convention=convention),
-                amsgrad_jax.ScaleByAmsgradState,
-            ),
+            functools.partial(_ours, convention),
         )
         for convention in CONVENTIONS
     }
@@ -91,7 +95,7 @@ def rows() -> Mapping[str, tuple[str, Callable[[float], Step | None]]]:
             "optax",
             lambda b2: through_optax(optax.scale_by_amsgrad(b2=b2), optax.ScaleByAmsgradState),
         ),
-        "torch Adam": ("pytorch", _through_torch),
+        "torch Adam(amsgrad=True)": ("pytorch", _through_torch),
     }
 
 

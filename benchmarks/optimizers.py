@@ -19,10 +19,11 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax._conventions import ConventionName
 from amsgrad_jax._state import Storage
 
 LEARNING_RATE = 1e-3
-CONVENTIONS = ("pytorch", "keras", "optax", "paper")
+CONVENTIONS: tuple[ConventionName, ...] = ("pytorch", "keras", "optax", "paper")
 STORAGES: tuple[Storage, ...] = ("full", "packed")
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -122,7 +123,7 @@ def _through_optax(name: str, moves: int, optimizer: optax.GradientTransformatio
     return Optimizer(name, moves, xla.start, xla.compile)
 
 
-def ours(convention: str = "pytorch", storage: Storage = "full") -> Optimizer:
+def ours(convention: ConventionName = "pytorch", storage: Storage = "full") -> Optimizer:
     """Ours; its name is the storage, and the convention where that is not the default."""
     name = storage if convention == "pytorch" else f"{storage}, {convention}"
     optimizer = amsgrad_jax.amsgrad(LEARNING_RATE, convention=convention, storage=storage)
@@ -186,7 +187,7 @@ def torch(name: str, **arguments: bool) -> Optimizer:
             extra,
         )
 
-    return Optimizer(f"torch Adam, {name}", 36, start)
+    return Optimizer(f"torch Adam(amsgrad=True), {name}", 36, start)
 
 
 def _tensors(arrays: list[np.ndarray]) -> list[Any]:

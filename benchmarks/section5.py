@@ -11,11 +11,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-import json
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -27,6 +24,7 @@ import optax
 import amsgrad_jax
 from amsgrad_jax import schedules
 from amsgrad_jax.demo.problems import digit_images
+from benchmarks import pages
 
 Layers: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -253,7 +251,7 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def draw(title: str, results: dict[str, dict[str, Any]], path: Path) -> None:
+def draw(title: str, results: dict[str, dict[str, Any]]) -> Any:
     """Training loss and test accuracy: the mean over the seeds, and all of them as a band."""
     from matplotlib.figure import Figure
 
@@ -274,13 +272,42 @@ def draw(title: str, results: dict[str, dict[str, Any]], path: Path) -> None:
     figure.axes[0].set(yscale="log")
     figure.axes[1].set(ylim=(0.9, 1.0))
     figure.axes[0].legend()
-    figure.savefig(path)
+    return figure
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/section5.md by the names of their places, from docs/section5.json."""
+    ends, grids = [], []
+    for model in results["models"].values():
+        for optimizer, result in model["optimizers"].items():
+            loss, accuracy = (
+                np.array(result[measure])[:, -1] for measure in ("training loss", "test accuracy")
+            )
+            setting = (model["title"], optimizer)
+            ends.append(
+                (
+                    *setting,
+                    f"{result['alpha']:g}",
+                    f"{result['b2']:g}",
+                    f"{loss.mean():.2e} ± {loss.std(ddof=1):.0e}",
+                    f"{accuracy.mean():.2%} ± {accuracy.std(ddof=1):.2%}",
+                )
+            )
+            for b2 in B2S:
+                row = [cell for cell in result["grid"] if cell["b2"] == b2]
+                shown = ", ".join(f"{cell['alpha']:g}: {cell['training loss']:.3g}" for cell in row)
+                grids.append((*setting, f"{b2:g}", shown))
+    return {
+        "section5-ends": pages.table(
+            ("network", "optimizer", "alpha", "b2", "training loss", "test accuracy"), ends
+        ),
+        "section5-grid": pages.table(("network", "optimizer", "b2", "loss by alpha"), grids),
+    }
 
 
 def main(quick: bool) -> None:
-    folder = Path(tempfile.mkdtemp() if quick else "docs")
     print(f"Section 5 of the paper on {len(SEEDS)} seeds; AMSGrad in PyTorch's convention")
-    models = {}
+    models, figures = {}, {}
     for name, model in MODELS.items():
         start = time.perf_counter()
         results = experiment(name, quick=quick)
@@ -296,9 +323,9 @@ def main(quick: bool) -> None:
                 f" {accuracy.max():.2%})",
                 flush=True,
             )
-        draw(model.title, results, folder / f"section5_{name}.png")
+        figures[f"section5_{name}.png"] = draw(model.title, results)
         models[name] = {"title": model.title, "optimizers": results}
     versions = {name: importlib.metadata.version(name) for name in ("jax", "optax")}
     results = {"versions": versions, "seeds": SEEDS, "grid seeds": GRID_SEEDS, "models": models}
-    (folder / "section5.json").write_text(json.dumps(results) + "\n")
-    print(f"The figures and section5.json are in {folder}\n")
+    if not quick:  # which has shown that it runs; what is in docs/ stays
+        pages.publish("section5.md", "section5", results, tables(results), figures)

@@ -139,7 +139,7 @@ def compilations(tree: Tree) -> dict[str, list[float]]:
 
 def scaling(sizes: Sequence[int]) -> dict[str, list[float]]:
     """Median microseconds of a step of one array, by its size."""
-    names = [*_OURS, optimizers.OPTAX.name, "torch Adam, fused"]
+    names = [*_OURS, optimizers.OPTAX.name, "torch Adam(amsgrad=True), fused"]
     compared = [c for c in optimizers.every() if c.name in names]
     microseconds: dict[str, list[float]] = {c.name: [] for c in compared}
     for size in sizes:

@@ -16,9 +16,9 @@ _COLORS = {
     "ours, packed": "#009E73",
     "optax.amsgrad": "#E69F00",
     "Keras on JAX": "#CC79A7",
-    "torch Adam, fused": "#D55E00",
-    "torch Adam, foreach": "#999999",
-    "torch Adam, default": "#000000",
+    "torch Adam(amsgrad=True), fused": "#D55E00",
+    "torch Adam(amsgrad=True), foreach": "#999999",
+    "torch Adam(amsgrad=True), default": "#000000",
 }
 
 

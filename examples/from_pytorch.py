@@ -46,7 +46,7 @@ with tempfile.TemporaryDirectory() as folder:
         file, params, key="optimizer", rename=kernels, transposes=interop.flax_transposes
     )
 optimizer = interop.optimizer_of(groups, params)
-opt_state = interop.put(optimizer.init(params), state)
+opt_state = interop.set_moments(optimizer.init(params), state)
 print(f"after {state.count} steps in PyTorch the loss is {loss(params):.6f}")
 
 gradient, update = jax.jit(jax.grad(loss)), jax.jit(optimizer.update)

@@ -46,7 +46,7 @@ def test_other_leaves_are_left_to_optax():
 def test_refuses_what_it_cannot_do():
     one = jnp.ones(2, jnp.bfloat16)
     for count in (1.5, jnp.ones(2, jnp.int32), None):
-        with pytest.raises(TypeError, match="count must be an integer scalar"):
+        with pytest.raises((TypeError, ValueError), match="count must be an integer scalar"):
             amsgrad_jax.stochastic_apply_updates(one, one, count)
     total = lambda u: jnp.sum(amsgrad_jax.stochastic_apply_updates(one, u, 0).astype(jnp.float32))
     with pytest.raises(TypeError, match="cannot be differentiated through"):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, machine, optimizers, pages, speed, speed_report
+from benchmarks import accuracy, machine, optimizers, pages, section5, speed, speed_report
 from tests import reference
 
 SHAPES = ((3, 2), (), (5,))
@@ -73,7 +73,13 @@ def test_extra_memory_is_that_of_the_call():
 
 
 def test_the_best_peer_does_the_same_work():
-    step = {"ours, full": 1, "optax.adam": 2, "x ← -x, JAX": 3, "optax.amsgrad": 5, "torch Adam": 4}
+    step = {
+        "ours, full": 1,
+        "optax.adam": 2,
+        "x ← -x, JAX": 3,
+        "optax.amsgrad": 5,
+        "torch Adam(amsgrad=True)": 4,
+    }
     assert speed_report.best_peer({name: [0, ms, 9] for name, ms in step.items()}) == 4
 
 
@@ -88,6 +94,12 @@ def test_the_page_shows_what_was_measured(name, tables):
     results = json.loads((pages.DOCS / f"{name}.json").read_text())
     page = (pages.DOCS / "benchmarks.md").read_text()
     assert pages.refresh(page, tables(results)) == page
+
+
+def test_the_page_of_section_5_shows_what_was_measured():
+    results = json.loads((pages.DOCS / "section5.json").read_text())
+    page = (pages.DOCS / "section5.md").read_text()
+    assert pages.refresh(page, section5.tables(results)) == page
 
 
 def test_the_page_has_a_place_for_what_a_gpu_shows():

@@ -51,13 +51,16 @@ def test_demo_help_names_every_option_and_experiment(capsys):
 
 def test_quick_demo_prints_one_table_and_the_folder(quick):
     out, printed, progress = quick
-    header, _, *rest = printed.splitlines()
+    header, _, *rest = printed.partition("What this shows")[0].splitlines()
     assert "online, regression, digits" in header
     rows = [line for line in rest if line.startswith(PROBLEMS)]
     assert len(rows) == 3 * 2 + 2 + 4
-    assert str(out) in rest[-1]
+    assert f"results.json are in {out}" in printed
+    assert " ".join(printed.split()).rpartition("What this shows: ")[2].endswith(" points apart.")
+    lines = progress.splitlines()  # no bars: this is no terminal
+    assert len(lines) == len(rows)
     for problem in PROBLEMS:
-        assert f"{problem}, AMSGrad" in progress
+        assert sum(line.startswith(f"{problem}, AMSGrad ") for line in lines) == 1
 
 
 def test_quick_demo_writes_what_the_table_shows(quick):
@@ -142,7 +145,7 @@ def test_missing_package_names_the_extra(monkeypatch, tmp_path, capsys):
         main(["demo", "--out", str(tmp_path / "new")])
     assert exit_info.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith("tqdm not found: pip install 'amsgrad_jax[demo]'")
+    assert last.endswith("tqdm not found: run pip install '.[demo]' in a clone of amsgrad-jax")
     assert not (tmp_path / "new").exists()
 
 
@@ -207,6 +210,24 @@ def test_table_shows_the_last_values():
     lines = report.table([experiments.Run("p", "AMSGrad", {}, curves, 1.23)]).splitlines()
     assert lines[0].split() == ["problem", "optimizer", "at", "the", "end", "seconds"]
     assert lines[2].split() == ["p", "AMSGrad", "loss", "2.50e-01", "1.2"]
+
+
+def test_conclusion_says_what_was_seen():
+    def runs(problem, measure, adam, amsgrad):
+        ends = {"Adam": adam, "AMSGrad": amsgrad}
+        return [
+            experiments.Run(problem, name, {}, {"step": [1], measure: [end]}, 1.0)
+            for name, end in ends.items()
+        ]
+
+    online = [*runs("online: a", "x", 1.0, -1.0), *runs("online: b", "x", -1.0, -1.0)]
+    assert report.conclusion(online).startswith("What this shows: in 1 of 2 online problems Adam")
+    as_expected = report.conclusion(runs("regression", "loss", 1e-7, 4e-7))
+    assert "on the regression Adam is ahead, as expected: " in as_expected
+    otherwise = report.conclusion(runs("regression", "loss", 4e-7, 1e-7))
+    assert otherwise == "What this shows: on the regression Adam is not ahead."
+    digits = report.conclusion(runs("digits", "test accuracy", 0.96, 0.95))
+    assert digits == "What this shows: on the digits their test accuracies are 1.0 points apart."
 
 
 def test_failure_while_writing_leaves_the_old_file(tmp_path):

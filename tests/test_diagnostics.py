@@ -1,9 +1,11 @@
 """The report says what numpy says of the same state, wherever and however it is held."""
 
+import copy
 import functools
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -16,10 +18,13 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import checkify
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import amsgrad_jax
-from amsgrad_jax import diagnostics
+from amsgrad_jax import diagnostics, remedies
 from benchmarks import spike
 from tests.variants import CONVENTIONS, enable_x64
 
@@ -246,7 +251,7 @@ def test_states_of_several_runs_are_reported_one_by_one():
     params = jnp.arange(1.0, 7.0).reshape(2, 3)
     state = jax.vmap(optimizer.init)(params)
     _, state = jax.vmap(optimizer.update)(params, state)
-    with pytest.raises(ValueError, match=r"count has shape \(2,\): .* jax.vmap\(max_report\)"):
+    with pytest.raises(ValueError, match=r"count has shape \(2,\), .* jax.vmap"):
         diagnostics.max_report(state, learning_rate=0.1)
     both = jax.vmap(functools.partial(diagnostics.max_report, learning_rate=0.1, b2=0.9))(state)
     one = diagnostics.max_report(
@@ -369,6 +374,41 @@ def test_jit_changes_nothing():
     chex.assert_trees_all_close(traced(state, 0.1), report(state), rtol=1e-6)
 
 
+CHECKS = [
+    {"jax_debug_nans": True},
+    {"jax_debug_nans": True, "jax_disable_jit": True},
+    {"jax_debug_infs": True},
+    {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
+]
+
+
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_checks_of_jax_find_nothing_where_nothing_is_wrong(storage):
+    params = {"w": jnp.arange(12.0), "untouched": jnp.zeros(3), "scalar": jnp.ones(())}
+    optimizer = amsgrad_jax.amsgrad(0.1, b2=0.9, storage=storage)
+    gradients = [jax.tree.map(lambda p, k=k: k * p, params) for k in (1.0, 0.1)]
+    states = [optimizer.init(params), gradients_after(optimizer, params, gradients)]
+    with_steps = functools.partial(
+        diagnostics.max_report, frozen=np.float64(3), learning_rate=np.float32(0.1), eps=0
+    )
+    for report in (diagnostics.max_report, with_steps):
+        checked = jax.jit(checkify.checkify(report, errors=checkify.all_checks))
+        for state in states:
+            want = report(state)
+            for options in CHECKS:
+                before = {name: getattr(jax.config, name) for name in options}
+                try:
+                    for name, value in options.items():
+                        jax.config.update(name, value)
+                    chex.assert_trees_all_close(report(state), want, rtol=1e-6)
+                finally:
+                    for name, value in before.items():
+                        jax.config.update(name, value)
+            error, got = checked(state)
+            error.throw()
+            chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -430,10 +470,10 @@ def test_watch_reports_every_few_steps_and_changes_no_update(storage):
         assert types(after) == types(state)
         if count % 3 == 0:
             last = jax.jit(diagnostics.max_report)(plain)
-        chex.assert_trees_all_close(after.report, last, rtol=1e-6)
+        chex.assert_trees_all_close(diagnostics.last_report(after), last, rtol=1e-6)
         state = after
-    assert state.report["w/slowdown_q50"] > 1
-    assert optax.tree.get(state, "report") is state.report
+    assert diagnostics.last_report(state)["w/slowdown_q50"] > 1
+    chex.assert_trees_all_equal(jax.jit(diagnostics.last_report)(state), last)
 
 
 def test_watch_goes_where_transformations_go():
@@ -445,6 +485,11 @@ def test_watch_goes_where_transformations_go():
         optax.chain(optax.clip(1.0), watched),
         optax.MultiSteps(watched, 2).gradient_transformation(),
         optax.apply_if_finite(watched, 2),
+        optax.masked(watched, {"w": True}),
+        optax.partition({"fast": watched, "slow": optax.sgd(0.1)}, {"w": "fast"}),
+        optax.inject_hyperparams(
+            lambda learning_rate: diagnostics.watch(amsgrad_jax.amsgrad(learning_rate), 2, per_tree)
+        )(learning_rate=0.1),
     ):
 
         def step(carry, scale, optimizer=optimizer):
@@ -456,7 +501,7 @@ def test_watch_goes_where_transformations_go():
         carry, _ = jax.lax.scan(
             step, (params, optimizer.init(params)), jnp.float32([1, 1, 0.1, 0.1, 0.01])
         )
-        report = optax.tree.get(carry[1], "report")
+        report = diagnostics.last_report(carry[1], per_tree)
         assert report["untouched"] == 0
         assert report["slowdown_max"] >= 1
     shapes = jax.eval_shape(lambda: params)
@@ -500,6 +545,191 @@ def test_watch_copies_no_state():
     step = jax.jit(lambda gradients, state: watched.update(gradients, state), donate_argnums=(0, 1))
     memory = step.lower(params, state).compile().memory_analysis()
     assert memory.temp_size_in_bytes < params["w"].nbytes / 8
+
+
+def mean_nu(state):
+    """A report of one's own, which needs the parameters there."""
+    return {"nu": jnp.mean(optax.tree.get(state, "nu")["w"])}
+
+
+@pytest.mark.parametrize("report", [diagnostics.max_report, mean_nu])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_map_params_knows_the_parameters_in_a_watched_state(report, steps):
+    watched = optax.chain(optax.clip(1.0), diagnostics.watch(amsgrad_jax.amsgrad(0.1), 2, report))
+    params = {"w": jnp.arange(1.0, 5.0), "none": None}
+    state = gradients_after(watched, params, steps * [params])
+    doubled = optax.tree.map_params(watched, lambda leaf: 2 * leaf, state)
+    chex.assert_trees_all_equal(
+        jax.tree.map(lambda leaf: leaf[0] * 2, optax.tree.get(doubled, "mu")),
+        jax.tree.map(lambda leaf: leaf[0] * 4, optax.tree.get(state, "mu")),
+    )
+    want = diagnostics.last_report(state, report)
+    chex.assert_trees_all_equal(diagnostics.last_report(doubled, report), want)
+    assert steps == 0 or any(want.values())
+    specs = optax.tree.map_params(
+        watched, lambda _: "split", state, transform_non_params=lambda leaf: leaf.shape
+    )
+    assert optax.tree.get(specs, "figures") == (len(want),)
+    assert optax.tree.get(specs, "mu") == {"w": "split", "none": None}
+
+
+def test_watch_without_parameters_has_no_report():
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1), 1)
+    _, state = watched.update({"none": None}, watched.init({"none": None}))
+    assert diagnostics.last_report(state) == {}
+
+
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_watch_within_an_optimizer_of_nnx(storage):
+    """There `init` sees every parameter in a Variable, and `update` sees it bare."""
+    nnx = pytest.importorskip("flax.nnx")
+    inner = amsgrad_jax.amsgrad(0.1, b2=0.9, storage=storage)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.inner = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+            self.outer = nnx.Linear(4, 1, rngs=nnx.Rngs(1))
+
+        def __call__(self, inputs):
+            return self.outer(jnp.tanh(self.inner(inputs)))
+
+    @nnx.jit
+    def step(model, optimizer, inputs):
+        loss = lambda model: jnp.sum(model(inputs) ** 2)
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    models = Model(), Model()
+    watched = nnx.Optimizer(models[0], diagnostics.watch(inner, 2), wrt=nnx.Param)
+    plain = nnx.Optimizer(models[1], inner, wrt=nnx.Param)
+    last = dict.fromkeys(diagnostics.max_report(plain.opt_state), 0.0)
+    assert "inner/kernel/binding" in last
+    for count in range(1, 6):
+        inputs = jnp.full((5, 3), 1 / count)
+        step(models[0], watched, inputs)
+        step(models[1], plain, inputs)
+        if count % 2 == 0:
+            last = diagnostics.max_report(plain.opt_state)
+        chex.assert_trees_all_close(diagnostics.last_report(watched.opt_state), last, rtol=1e-5)
+    assert last["inner/kernel/slowdown_q90"] > 1
+    # What flax makes of a state when it is taken apart, put together and copied.
+    again = nnx.merge(*nnx.split(watched))
+    for state in (again, again.opt_state, copy.deepcopy(again.opt_state)):
+        chex.assert_trees_all_close(diagnostics.last_report(state), last, rtol=1e-5)
+    for function in (diagnostics.last_report, diagnostics.max_report):
+        with pytest.raises(ValueError, match="state"):
+            function(nnx.state(watched))
+    watched.opt_state = remedies.reset_max(watched.opt_state)
+    assert diagnostics.max_report(watched.opt_state, per="tree")["binding"] == 0
+    step(models[0], watched, inputs)
+    other = "packed" if storage == "full" else "full"
+    converted = amsgrad_jax.convert_storage(plain.opt_state, other)
+    chex.assert_trees_all_close(
+        diagnostics.max_report(converted, per="tree")["slowdown_q90"],
+        diagnostics.max_report(plain.opt_state, per="tree")["slowdown_q90"],
+        rtol=0.1,
+    )
+    plain = nnx.Optimizer(models[1], amsgrad_jax.amsgrad(0.1, storage=other), wrt=nnx.Param)
+    plain.opt_state = converted
+    step(models[1], plain, inputs)
+    assert plain.opt_state[0].count[...] == 6
+
+
+@pytest.mark.parametrize("axis_types", ["Auto", "Explicit"])
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_watch_in_shard_map_reports_whole_arrays(storage, axis_types):
+    if jax.__version_info__ < (0, 7):
+        pytest.skip("not every type says over which axes it is split")
+    kinds = (getattr(jax.sharding.AxisType, axis_types),) * 2
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=kinds)
+    specs = {"one": P("a"), "other": P(None, "b"), "both": P("b", "a"), "large": P("a"), "no": P()}
+    shapes = {"one": (16, 6), "other": (3, 8), "both": (4, 8), "large": (80_000,), "no": (5,)}
+    place = lambda tree, specs: jax.tree.map(
+        lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs
+    )
+    rng = np.random.default_rng(0)
+    draw = lambda: {
+        name: jnp.asarray(rng.normal(size=shape) * 10 ** rng.uniform(-2, 1, shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    params = draw()
+    report = functools.partial(diagnostics.max_report, learning_rate=0.1, quantiles=(0.1, 0.9))
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1, b2=0.9, storage=storage), 3, report)
+    state = watched.init(params)
+    places = optax.tree.map_params(
+        watched, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P()
+    )
+    state = place(state, places)
+    step = jax.jit(
+        jax.shard_map(
+            watched.update, mesh=mesh, in_specs=(specs, places), out_specs=(specs, places)
+        )
+    )
+    for _ in range(3):
+        _, state = step(place(draw(), specs), state)
+    whole = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.inner_state)
+    want, got = report(whole), diagnostics.last_report(state, report)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        # Of a leaf that is larger than the sample each device takes one of its own.
+        sampled = name.startswith("large") and "_q" in name
+        np.testing.assert_allclose(got[name], value, rtol=0.1 if sampled else 1e-6, err_msg=name)
+    in_groups = functools.partial(diagnostics.max_report, per=lambda path: path[0])
+    parts = jax.jit(
+        jax.shard_map(in_groups, mesh=mesh, in_specs=(places.inner_state,), out_specs=P())
+    )(state.inner_state)
+    chex.assert_trees_all_close(
+        {name: value for name, value in parts.items() if not name.startswith("l")},
+        {name: value for name, value in in_groups(whole).items() if not name.startswith("l")},
+        rtol=1e-6,
+    )
+
+
+def test_a_watch_of_several_runs():
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1, b2=0.9), 2)
+    params = {"w": jnp.arange(1.0, 7.0).reshape(2, 3)}
+    state = jax.vmap(watched.init)(params)
+    alone = [watched.init({"w": row}) for row in params["w"]]
+    for scale in (1.0, 0.1, 0.01, 0.001):
+        gradients = {"w": params["w"] * jnp.array([[1.0], [scale]])}
+        _, state = jax.jit(jax.vmap(watched.update))(gradients, state)
+        alone = [
+            watched.update({"w": row}, one)[1]
+            for row, one in zip(gradients["w"], alone, strict=True)
+        ]
+    reports = jax.vmap(diagnostics.last_report)(state)
+    for run, one in enumerate(alone):
+        got = jax.tree.map(lambda leaf, k=run: leaf[k], reports)
+        chex.assert_trees_all_close(got, diagnostics.last_report(one), rtol=1e-6)
+    assert reports["w/slowdown_max"][1] > reports["w/slowdown_max"][0] == 1
+
+
+def test_a_watched_state_travels(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    serialization = pytest.importorskip("flax.serialization")
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(0.1, b2=0.9), 2)
+    params = {"w": jnp.arange(1.0, 5.0)}
+    state = gradients_after(watched, params, [params, params])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", watched.init(params))
+    for copied in (
+        restored,
+        serialization.from_bytes(watched.init(params), serialization.to_bytes(state)),
+        pickle.loads(pickle.dumps(state)),
+        copy.deepcopy(state),
+    ):
+        chex.assert_trees_all_equal(copied, state)
+        want = diagnostics.last_report(state)
+        chex.assert_trees_all_equal(diagnostics.last_report(copied), want)
+        chex.assert_trees_all_equal(watched.update(params, copied), watched.update(params, state))
+
+
+def test_watch_of_a_filtered_module():
+    model = eqx.filter(eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    watched = diagnostics.watch(amsgrad_jax.amsgrad(1.0), 1)
+    state = gradients_after(watched, model, [model])
+    assert diagnostics.last_report(state)["layers/0/weight/slowdown_max"] == 1
 
 
 # The picture.
@@ -591,7 +821,11 @@ def test_state_without_amsgrad():
         ({"quantiles": (True,)}, TypeError, "quantiles must be numbers in .*, got True"),
         ({"per": lambda path: None}, TypeError, "per must return the name .*, got None for 'w'"),
         ({"frozen": "100"}, TypeError, "frozen must be a slowdown of at least 1, got '100'"),
-        ({"frozen": np.ones(2)}, TypeError, "frozen must be a slowdown of at least 1, got array"),
+        (
+            {"frozen": np.ones(2)},
+            TypeError,
+            "frozen must be a slowdown of at least 1, got an array of shape",
+        ),
         ({"learning_rate": lambda count: None}, TypeError, "learning_rate must be .* got None"),
         ({"learning_rate": lambda count: -1.0}, ValueError, "learning_rate must be .* got -1.0"),
         ({"frozen": 0.5}, ValueError, "frozen must be .* got 0.5"),
@@ -607,6 +841,46 @@ def test_bad_arguments_of_a_report(arguments, error, message):
     state = amsgrad_jax.amsgrad(0.1).init({"w": jnp.ones(3)})
     with pytest.raises(error, match=message):
         diagnostics.max_report(state, **arguments)
+
+
+def test_leaves_and_states_whose_paths_look_alike():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}}
+    state = amsgrad_jax.amsgrad(0.1).init(params)
+    with pytest.raises(ValueError, match="two leaves have the name 'a/b'"):
+        diagnostics.max_report(state)
+    assert diagnostics.max_report(state, per=lambda path: path)["a/b/untouched"] == 1
+    assert diagnostics.max_report(state, per="tree")["untouched"] == 1
+    one = amsgrad_jax.amsgrad(0.1).init({"w": jnp.ones(2)})
+    for per in ("tree", lambda path: path):
+        with pytest.raises(ValueError, match="two groups of two states have the name 'a/b"):
+            diagnostics.max_report({"a/b": one, "a": {"b": one}}, per=per)
+
+
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_a_leaf_that_has_more_coordinates_than_can_be_counted(storage):
+    report = lambda params: diagnostics.max_report(
+        amsgrad_jax.amsgrad(0.1, storage=storage).init(params)
+    )
+    jax.eval_shape(report, {"w": jax.ShapeDtypeStruct((2**16, 2**16 - 1), jnp.float32)})
+    with pytest.raises(ValueError, match="w has 4,294,967,296 coordinates, but .* up to 4,294,967"):
+        jax.eval_shape(report, {"w": jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)})
+
+
+def test_bad_last_reports():
+    optimizer = amsgrad_jax.amsgrad(0.1)
+    params = {"w": jnp.ones(2)}
+    watched = diagnostics.watch(optimizer, 1)
+    state = watched.init(params)
+    with pytest.raises(ValueError, match="one diagnostics.WatchState .*, got tuple with 0: .* nnx"):
+        diagnostics.last_report(optimizer.init(params))
+    with pytest.raises(ValueError, match="one diagnostics.WatchState .*, got dict with 2: "):
+        diagnostics.last_report({"one": state, "other": state})
+    other = functools.partial(diagnostics.max_report, quantiles=(0.1, 0.9))
+    with pytest.raises(ValueError, match="report must be the one that watch was given"):
+        diagnostics.last_report(state, other)
+    fewer = functools.partial(diagnostics.max_report, quantiles=(0.1,))
+    with pytest.raises(ValueError, match=r"figures has shape \[7\], but report makes 6 figures"):
+        diagnostics.watch(optimizer, 1, fewer).update(params, state)
 
 
 @pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError)])
@@ -634,7 +908,11 @@ def test_bad_watches():
         ({"one": {"w/binding": 0.1}}, TypeError, "steps of reports must be numbers, got 'one'"),
         ({np.inf: {"w/binding": 0.1}}, ValueError, "steps of reports must be finite, got inf"),
         ({1: {"w/binding": "x"}}, TypeError, "w/binding must be a real scalar, got 'x'"),
-        ({1: {"w/binding": np.ones(2)}}, TypeError, "w/binding must be a real scalar, got array"),
+        (
+            {1: {"w/binding": np.ones(2)}},
+            TypeError,
+            "w/binding must be a real scalar, got an array of shape",
+        ),
         (
             {1: {"w/binding": 0.1}, 2: {"w/binding": 0.1, "b/binding": 0.1}},
             ValueError,
@@ -658,5 +936,15 @@ def test_bad_plots(monkeypatch):
     with pytest.raises(ValueError, match="figure must be one of .* binding, got 'speed'"):
         diagnostics.plot({1: {"w/binding": 0.1}}, "speed")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'amsgrad_jax\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[demo\]' in a clone"):
         diagnostics.plot({1: {"w/binding": 0.1}}, "binding")
+
+
+@pytest.mark.parametrize("storage", ["full", "packed"])
+def test_a_state_of_nnx_without_its_classes(storage):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, amsgrad_jax.amsgrad(0.1, storage=storage), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="without their class.* of an nnx.Optimizer its opt_state"):
+        diagnostics.max_report(nnx.state(optimizer))
+    assert diagnostics.max_report(optimizer.opt_state)["kernel/untouched"] == 1

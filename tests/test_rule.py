@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 import amsgrad_jax
+from amsgrad_jax import _rule
 from benchmarks import accuracy
 from tests import reference
 from tests.variants import CONVENTIONS, enable_x64
@@ -197,3 +198,93 @@ def test_first_decay_rate_may_be_zero():
         for gradient, want in zip(gradients, (1.0, -2 / 3), strict=True):
             direction, state = update(jnp.asarray(gradient), state)
             np.testing.assert_allclose(direction, want, rtol=1e-6)
+
+
+# At decay rates of 0, where the logarithm of the correction is infinite.
+
+
+def by_decay_rates(make, decay_rates, gradients, dtype):
+    """Derivatives of a sum over the updates of several steps with respect to b1 and b2."""
+
+    def total(b1, b2):
+        optimizer = make(b1, b2)
+        state = optimizer.init(jnp.zeros(gradients.shape[1], dtype))
+        sums = []
+        for t, gradient in enumerate(gradients):
+            update, state = optimizer.update(jnp.asarray(gradient, dtype), state)
+            sums.append((t + 1) * jnp.sum(jnp.sin(jnp.arange(1.0, 5, dtype=dtype)) * update))
+        return jnp.stack(sums)
+
+    return jax.jacrev(total, (0, 1))(*(jnp.asarray(rate, dtype) for rate in decay_rates))
+
+
+DECAYED = np.random.default_rng(3).normal(size=(4, 4)) * [[1.0], [3.0], [0.5], [2.0]]
+
+
+@pytest.mark.parametrize("decay_rates", [(0.0, 0.0), (0.0, 0.9), (0.9, 0.0), (0.3, 0.4)], ids=str)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_derivatives_by_decay_rates_of_zero(convention, nesterov, decay_rates):
+    """The numerical derivatives of the float64 formulas, from one side."""
+    kwargs = dict(eps=1e-2, convention=convention, nesterov=nesterov)
+    make = lambda b1, b2: amsgrad_jax.scale_by_amsgrad(b1, b2, **kwargs)
+
+    def total(b1, b2):
+        steps = reference.run(convention, DECAYED, b1=b1, b2=b2, eps=1e-2, nesterov=nesterov)
+        weights = np.sin(np.arange(1.0, 5))
+        return np.array([(t + 1) * np.sum(weights * u) for t, (u, _) in enumerate(steps)])
+
+    with enable_x64():
+        got = by_decay_rates(make, decay_rates, DECAYED, "float64")
+    for i, by in enumerate(got):
+        step = lambda h, i=i: total(*(b + h * (i == j) for j, b in enumerate(decay_rates)))
+        h = 1e-5  # of the third order
+        want = (-11 * step(0) + 18 * step(h) - 9 * step(2 * h) + 2 * step(3 * h)) / (6 * h)
+        np.testing.assert_allclose(by, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_derivatives_by_decay_rates_of_zero_are_those_of_optax(nesterov):
+    with enable_x64():
+        if nesterov:  # has no maximum: the gradients grow
+            theirs = lambda b1, b2: optax.scale_by_adam(b1, b2, nesterov=True)
+        else:
+            theirs = lambda b1, b2: optax.scale_by_amsgrad(b1, b2)
+        ours = lambda b1, b2: amsgrad_jax.scale_by_amsgrad(
+            b1, b2, convention="optax", nesterov=nesterov
+        )
+        gradients = np.cumprod(1.5 + np.abs(DECAYED), axis=0)
+        got, want = (
+            by_decay_rates(make, (0.0, 0.0), gradients, "float64") for make in (ours, theirs)
+        )
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-25, 1e-9, 0.1, 0.49999997, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("t", [1, 2, 3, 30, 10_000])
+def test_correction_and_its_derivatives(rate, t):
+    correction = lambda b: _rule.correction(b, jnp.float32(t), jnp.dtype("float32"))
+    rate = np.float32(rate)
+    exact = np.float64(rate)
+    want = 1 - exact**t, -t * exact ** (t - 1), -t * (t - 1) * exact ** max(t - 2, 0)
+    derivatives = correction, jax.grad(correction), jax.grad(jax.grad(correction))
+    for i, (function, value) in enumerate(zip(derivatives, want, strict=True)):
+        # The factor t stands before a power that is rounded to within 1e-7 of 1.
+        got = function(jnp.asarray(rate))
+        np.testing.assert_allclose(got, value, rtol=2e-7 if i == 0 else 1e-5, atol=2e-7 * t**i)
+    if rate in (0.0, 0.5):
+        np.testing.assert_allclose(correction(float(rate)), want[0], rtol=2e-7)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_decay_rates_of_zero_make_no_infinity(convention):
+    gradients = jnp.ones(3)
+
+    def total(b1, b2):
+        optimizer = amsgrad_jax.scale_by_amsgrad(b1, b2, convention=convention, nesterov=True)
+        updates, state = optimizer.update(gradients, optimizer.init(gradients))
+        return jnp.sum(updates + optimizer.update(2 * gradients, state)[0])
+
+    with jax.debug_infs(True), jax.debug_nans(True), jax.disable_jit():
+        total(0.0, 0.0)
+        chex.assert_tree_all_finite(jax.grad(total, (0, 1))(jnp.zeros(()), jnp.zeros(())))

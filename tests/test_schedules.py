@@ -108,7 +108,7 @@ def test_with_a_running_mean_nu_is_the_mean_of_squares():
         (lambda: schedules.inverse_sqrt("0.1"), TypeError, "alpha .*got '0.1' of type str"),
         (lambda: schedules.inverse_sqrt(np.ones(2)), ValueError, r"alpha .*of shape \(2,\)"),
         (lambda: schedules.inverse_b1(1.0), ValueError, r"b1 .*\[0, 1\), got 1.0"),
-        (lambda: schedules.inverse_b1(lambda count: 0.9), TypeError, "b1 .*of type function"),
+        (lambda: schedules.inverse_b1(lambda count: 0.9), TypeError, "b1 .*got a function"),
         (lambda: schedules.decaying_b1(-0.5, 0.9), ValueError, r"b1 .*\[0, 1\), got -0.5"),
         (lambda: schedules.decaying_b1(0.9, 0.0), ValueError, r"decay .*\(0, 1\], got 0.0"),
         (lambda: schedules.decaying_b1(0.9, 1.5), ValueError, r"decay .*\(0, 1\], got 1.5"),

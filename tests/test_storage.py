@@ -413,9 +413,7 @@ def test_float64_is_computed_in_float64():
 
 def test_complex_parameters_are_refused_and_split():
     params = {"z": jnp.ones(3, jnp.complex64)}
-    with pytest.raises(
-        TypeError, match=r"params must be real .* \['z'\] is complex64\[3\].*split_"
-    ):
+    with pytest.raises(TypeError, match=r"params must be real .* 'z' is complex64\[3\].*split_"):
         scaler().init(params)
     with pytest.raises(TypeError, match="gradients must be real .*split_real_and_imaginary"):
         scaler().update(params, scaler().init({"z": jnp.ones(3)}))
@@ -530,9 +528,9 @@ def test_partition_chooses_leaves():
         chex.assert_trees_all_equal(got[leaf], want[leaf])
     # One run in two storages is one again, and goes back into the two.
     state = trained(optimizer, params)[1]
-    taken = amsgrad_jax.ScaleByAmsgradState(*interop.take(state, params))
+    taken = interop.get_moments(state, params)
     assert taken.count == 30
-    chex.assert_trees_all_equal(interop.put(optimizer.init(params), taken), state)
+    chex.assert_trees_all_equal(interop.set_moments(optimizer.init(params), taken), state)
 
 
 def test_flattened():
@@ -647,7 +645,7 @@ def test_conversion_keeps_shardings():
         ),
         (dict(storage="half"), "unknown storage 'half': it must be 'full' or 'packed'"),
         (dict(storage=None), "storage must be 'full' or 'packed', got None"),
-        (dict(storage=["full"]), "storage must be .* got .'full'. of type list"),
+        (dict(storage=["full"]), "storage must be .* got a list"),
     ],
 )
 def test_bad_conversions(arguments, message):

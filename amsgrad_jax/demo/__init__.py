@@ -12,6 +12,7 @@ and results.json with everything that the table shows and how it was made.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Collection
 from pathlib import Path
 from types import MappingProxyType
@@ -46,4 +47,5 @@ def run(names: Collection[str], *, out: Path, seed: int, quick: bool) -> None:
     for name, (_, draw) in chosen.items():
         report.save_figure(out / f"{name}.png", draw(runs[name]))
     report.save_json(out / "results.json", every, seed=seed, quick=quick)
-    print(f"\nThe figures and results.json are in {out.resolve()}")
+    print(f"\nThe figures and results.json are in {out.resolve()}\n")
+    print(textwrap.fill(report.conclusion(every), 80))

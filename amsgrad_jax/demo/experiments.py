@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -38,8 +39,6 @@ def online(*, seed: int, quick: bool) -> list[Run]:
 
     AMSGrad is in the default convention; in the others it ends at the same points.
     """
-    from tqdm import tqdm
-
     # The periodic examples are settled after 100,000 steps. On the random one AMSGrad is
     # below -0.9 after 3 million for two seeds out of eight, after 10 million for all.
     steps = 500_000 if quick else 10_000_000
@@ -52,7 +51,7 @@ def online(*, seed: int, quick: bool) -> list[Run]:
             optimizer = factory(schedules.inverse_sqrt(problem.alpha), b1=problem.b1, b2=problem.b2)
             caption = _caption(problem.name, name)
             with (
-                tqdm(desc=caption, total=steps, unit="step", unit_scale=True) as progress,
+                _progress(desc=caption, total=steps, unit="step", unit_scale=True) as progress,
                 # One scalar after another is work for a CPU, also where there is a GPU.
                 jax.default_device(jax.local_devices(backend="cpu")[0]),
             ):
@@ -64,7 +63,7 @@ def online(*, seed: int, quick: bool) -> list[Run]:
                     project=problems.onto_interval,
                     progress=progress.update,
                 )
-            seconds = time.perf_counter() - start
+            seconds = _finished(caption, start)
             regret = average_regret(rounds.losses, best)
             curves = {
                 "step": shown,
@@ -114,23 +113,36 @@ def digits(*, seed: int, quick: bool) -> list[Run]:
 def _train(
     problem: str, task: problems.Task, optimizers: Mapping[str, Optimizer], unit: str
 ) -> list[Run]:
-    from tqdm import tqdm
-
     epochs = len(task.batches)
     runs = []
     for name, (factory, settings) in optimizers.items():
         start = time.perf_counter()
+        caption = _caption(problem, name)
+        batches = _progress(task.batches, desc=caption, unit=unit)
         measured = [
             {key: float(value) for key, value in values.items()}
-            for values in training.train(
-                factory(**settings), task, tqdm(task.batches, _caption(problem, name), unit=unit)
-            )
+            for values in training.train(factory(**settings), task, batches)
         ]
         curves = {unit: np.arange(epochs + 1)}
         curves |= {key: np.array([values[key] for values in measured]) for key in measured[0]}
-        seconds = time.perf_counter() - start
+        seconds = _finished(caption, start)
         runs.append(Run(problem, name, settings | {f"{unit}s": epochs}, curves, seconds))
     return runs
+
+
+def _progress(*args: Any, **kwargs: Any) -> Any:
+    """A bar on a terminal. In a log it would be a flood: there is a line for each run instead."""
+    from tqdm import tqdm
+
+    return tqdm(*args, disable=None, **kwargs)
+
+
+def _finished(caption: str, start: float) -> float:
+    """The seconds since the start, which a log is told."""
+    seconds = time.perf_counter() - start
+    if not sys.stderr.isatty():
+        print(f"{caption} {seconds:5.1f} s", file=sys.stderr, flush=True)
+    return seconds
 
 
 def _caption(problem: str, optimizer: str) -> str:

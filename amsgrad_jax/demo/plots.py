@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,22 +25,29 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 
 def online(runs: Sequence[Run]) -> Figure:
     """Each problem in a row: where the optimizers stand, and what it costs them."""
+    from matplotlib import rc_context
+
     problems = {run.problem: run.settings["losses"] for run in runs}
-    figure = empty(11, 10, "The loss is slope * x, and the slope keeps changing")
-    rows = figure.subplots(len(problems), 2, sharex=True)
-    for (point, regret), (problem, losses) in zip(rows, problems.items(), strict=True):
-        for run in runs:
-            if run.problem == problem:
-                _line(point, run, "x")
-                _line(regret, run, "average regret")
-        point.axhline(-1, color="black", linestyle=":", label="best point")
-        point.set(title=f"{problem.removeprefix('online: ')}: {losses}", ylabel="x")
-        # Chance can bring a regret below 0 for a while; those points are left out.
-        regret.set(title="cost above that of the best fixed x", ylabel="average regret")
-        regret.set(xscale="log", yscale="log", ylim=(1e-4, None))
-    for bottom in rows[-1]:
-        bottom.set(xlabel="step")
-    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    # Narrow, with large letters: the site begins with this picture, and is read on phones, too.
+    with rc_context({"font.size": 12, "axes.titlesize": "medium", "figure.titlesize": "large"}):
+        title = "The loss is slope * x, and the slope keeps changing"
+        figure = empty(6.4, 8.6, title, dpi=160)
+        rows = figure.subplots(len(problems), 2, sharex=True)
+        for (point, regret), (problem, losses) in zip(rows, problems.items(), strict=True):
+            for run in runs:
+                if run.problem == problem:
+                    _line(point, run, "x")
+                    _line(regret, run, "average regret")
+            point.axhline(1, color="black", linestyle="--", linewidth=1)
+            point.axhline(-1, color="black", linestyle=":")
+            name = f"{problem.removeprefix('online: ')}: {losses}"
+            point.set(title=textwrap.fill(name, 30), ylabel="x", ylim=(-1.25, 1.25))
+            point.set(yticks=(-1, 0, 1), yticklabels=("best -1", "0", "worst +1"))
+            # Chance can bring a regret below 0 for a while; those points are left out.
+            regret.set(title="average regret", xscale="log", yscale="log", ylim=(1e-4, None))
+        for bottom in rows[-1]:
+            bottom.set(xlabel="step")
+        figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -70,12 +78,12 @@ def digits(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def empty(width: float, height: float, title: str) -> Figure:
+def empty(width: float, height: float, title: str, dpi: int = 120) -> Figure:
     """A figure of that size in inches, to be filled."""
     # A bare Figure draws into files without any choice of a screen backend.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     figure.suptitle(title, fontsize="x-large")
     return figure
 

@@ -49,6 +49,34 @@ def table(runs: Iterable[Run]) -> str:
     )
 
 
+def conclusion(runs: Iterable[Run]) -> str:
+    """One sentence on what the runs have shown, no more than they have."""
+    ends: dict[str, dict[str, dict[str, float]]] = {}
+    for run in runs:
+        ends.setdefault(run.problem, {})[run.optimizer] = final(run)
+    parts = []
+    online = [end for problem, end in ends.items() if problem.startswith("online")]
+    if online:
+        apart = sum(end["AMSGrad"]["x"] < 0 < end["Adam"]["x"] for end in online)
+        parts.append(
+            f"in {apart} of {len(online)} online problems Adam goes to the worst point and AMSGrad "
+            "to the best, for the maximum remembers the rare large gradient"
+        )
+    if "regression" in ends:
+        adam, amsgrad = (ends["regression"][name]["loss"] for name in ("Adam", "AMSGrad"))
+        parts.append(
+            "on the regression Adam is ahead, as expected: gradients fall with the loss there, and "
+            "a maximum that remembers the first ones only makes steps smaller"
+            if adam < amsgrad
+            else "on the regression Adam is not ahead"
+        )
+    if "digits" in ends:
+        adam, amsgrad = (ends["digits"][name]["test accuracy"] for name in ("Adam", "AMSGrad"))
+        difference = 100 * abs(adam - amsgrad)
+        parts.append(f"on the digits their test accuracies are {difference:.1f} points apart")
+    return f"What this shows: {'; '.join(parts)}."
+
+
 def save_json(path: Path, runs: Iterable[Run], *, seed: int, quick: bool) -> None:
     """Writes all that the table shows, and how it was made."""
     results = {

@@ -7,15 +7,16 @@ list ``variables`` mixes moments with whatever else the optimizer's options add 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optax
 
-from amsgrad_jax._conventions import Convention
+from amsgrad_jax import _names
+from amsgrad_jax._conventions import Convention, ConventionName
+from amsgrad_jax._convert import convert_convention
 from amsgrad_jax._state import ScaleByAmsgradState
-from amsgrad_jax.interop import _trees
-from amsgrad_jax.interop._optax import convert
+from amsgrad_jax.interop import _moments, _pairing
 
 _MOMENTS = {"mu": "_momentums", "nu": "_velocities", "nu_max": "_velocity_hats"}
 
@@ -35,19 +36,20 @@ class FromKeras(NamedTuple):
 
 
 def from_keras(
-    optimizer: Any,
+    source: Any,
     params: optax.Params,
     *,
     names: Sequence[str] | None = None,
-    rename: _trees.Rename | None = None,
-    convention: str | Convention = "keras",
-    without_max: _trees.WithoutMax = "raise",
+    rename: _pairing.Rename | None = None,
+    convention: ConventionName | Convention = "keras",
+    without_max: _moments.WithoutMax = "raise",
 ) -> FromKeras:
     r"""Takes the state of ``keras.optimizers.Adam(amsgrad=True)`` or ``AdamW`` over.
 
     The momentums, velocities and velocity hats of each variable become those of a leaf,
     and the iterations become ``count``. In the ``"keras"`` convention training goes on
-    as it would have in Keras; another one gets its maximum from :func:`convert`. Kernels
+    as it would have in Keras; another one gets its maximum from
+    :func:`.convert_convention`. Kernels
     of Keras have the axes that those of JAX libraries have. The parameters themselves
     are not part of an optimizer; take them from the model's variables.
 
@@ -55,7 +57,7 @@ def from_keras(
     average of parameters (``use_ema``).
 
     Args:
-      optimizer: A built ``Adam`` or ``AdamW`` of Keras 3, with its JAX backend.
+      source: A built ``Adam`` or ``AdamW`` of Keras 3, with its JAX backend.
       params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
       names: Names for the variables in the order of the optimizer, which is that of
         ``model.trainable_variables``; by default their paths in Keras, such as
@@ -67,12 +69,12 @@ def from_keras(
         ``"use_nu"`` to start the maximum from the velocities.
 
     Returns:
-      The state and the arguments of :func:`.amsgrad` or :func:`.amsgradw`. :func:`put`
-      puts the state into the state of a chain. A schedule of Keras is returned as it is:
-      with the JAX backend it is one of optax, too.
+      The state and the arguments of :func:`.amsgrad` or :func:`.amsgradw`.
+      :func:`set_moments` puts the state into the state of a chain. A schedule of Keras is
+      returned as it is: with the JAX backend it is one of optax, too.
 
     Raises:
-      TypeError: If ``optimizer`` is none of the above.
+      TypeError: If ``source`` is none of the above.
       ValueError: If it is not built, has no maximum, or accumulates gradients; if names
         and shapes do not fit the parameters, one to one; or if ``convention`` or
         ``without_max`` is unknown.
@@ -96,55 +98,57 @@ def from_keras(
       >>> arguments
       {'learning_rate': 0.125, 'b1': 0.9, 'b2': 0.999, 'eps': 1e-07, 'convention': 'keras'}
       >>> new = amsgrad_jax.amsgrad(**arguments)
-      >>> opt_state = interop.put(new.init(params), state)
+      >>> opt_state = interop.set_moments(new.init(params), state)
       >>> print(opt_state[0].count, opt_state[0].mu["dense"]["kernel"].shape)
       1 (2, 3)
     """
-    _trees.check_without_max(without_max)
-    paths = _paths(optimizer, names, rename)
-    sources = dict(_MOMENTS)
-    if not optimizer.amsgrad:
+    _moments.check_without_max(without_max)
+    pairs = _pairs(source, params, names, rename)
+    attributes = dict(_MOMENTS)
+    if not source.amsgrad:
         if without_max == "raise":
             raise ValueError(
-                f"amsgrad is off in the {type(optimizer).__name__}, which has no maximum: "
+                f"amsgrad is off in the {type(source).__name__}, which has no maximum: "
                 "pass without_max='use_nu' to start it from the velocities"
             )
-        sources["nu_max"] = sources["nu"]
-    trees = {}
-    for field, attribute in sources.items():
-        leaves = _leaves(paths, getattr(optimizer, attribute))
-        _trees.same_paths(f"{attribute} of the optimizer", leaves, _trees.by_path(params))
-        trees[field] = _trees.like(params, leaves)
-    state = convert(
-        _trees.ours(params, int(optimizer.iterations), **trees),
-        optimizer.beta_2,
+        attributes["nu_max"] = attributes["nu"]
+    fields = {
+        field: {
+            name: variable.value
+            for name, variable in zip(pairs, getattr(source, attribute), strict=True)
+        }
+        for field, attribute in attributes.items()
+    }
+    state = convert_convention(
+        _moments.build(params, int(source.iterations), fields),
+        source.beta_2,
         from_convention="keras",
         to_convention=convention,
     )
     arguments = {
-        "learning_rate": _learning_rate(optimizer),
-        "b1": optimizer.beta_1,
-        "b2": optimizer.beta_2,
-        "eps": optimizer.epsilon,
+        "learning_rate": _learning_rate(source),
+        "b1": source.beta_1,
+        "b2": source.beta_2,
+        "eps": source.epsilon,
         "convention": convention,
     }
-    if optimizer.weight_decay is not None:
-        arguments["weight_decay"] = optimizer.weight_decay
-        decays = map(optimizer._use_weight_decay, optimizer._trainable_variables)
-        mask = dict(zip(paths, decays, strict=True))
+    if source.weight_decay is not None:
+        arguments["weight_decay"] = source.weight_decay
+        decays = map(source._use_weight_decay, source._trainable_variables)
+        mask = dict(zip(pairs, decays, strict=True))
         if not all(mask.values()):
-            arguments["mask"] = _trees.like(params, mask)
+            arguments["mask"] = _names.like(params, mask)
     return FromKeras(state, arguments)
 
 
 def to_keras(
     state: optax.OptState,
     params: optax.Params,
-    optimizer: Any,
+    target: Any,
     *,
     names: Sequence[str] | None = None,
-    rename: _trees.Rename | None = None,
-    convention: str | Convention = "keras",
+    rename: _pairing.Rename | None = None,
+    convention: ConventionName | Convention = "keras",
 ) -> None:
     r"""Puts a state of this package into ``keras.optimizers.Adam(amsgrad=True)``.
 
@@ -154,14 +158,14 @@ def to_keras(
     Args:
       state: A :class:`.ScaleByAmsgradState` or the state of any chain with it.
       params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
-      optimizer: A built ``Adam`` or ``AdamW`` of Keras 3 with ``amsgrad=True``. Its
+      target: A built ``Adam`` or ``AdamW`` of Keras 3 with ``amsgrad=True``. Its
         moments have the dtypes of the variables.
       names: Names for the variables; see :func:`from_keras`.
       rename: The name of a variable to the path of a leaf; see :func:`from_keras`.
       convention: The convention of ``state``, as given to :func:`.amsgrad`.
 
     Raises:
-      TypeError: If ``optimizer`` is none of the above.
+      TypeError: If ``target`` is none of the above.
       ValueError: As :func:`from_keras`, and if ``state`` does not hold the moments of
         ``params``.
 
@@ -181,30 +185,35 @@ def to_keras(
       >>> int(theirs.iterations)
       1
     """
-    paths = _paths(optimizer, names, rename)
-    if not optimizer.amsgrad:
+    pairs = _pairs(target, params, names, rename)
+    if not target.amsgrad:
         raise ValueError(
-            f"amsgrad is off in the {type(optimizer).__name__}, which has no place for the "
+            f"amsgrad is off in the {type(target).__name__}, which has no place for the "
             "maximum: make one with amsgrad=True"
         )
-    taken = ScaleByAmsgradState(*_trees.take(state, params, _trees.OURS))
-    taken = convert(taken, optimizer.beta_2, from_convention=convention, to_convention="keras")
-    assignments = [(optimizer.iterations, taken.count)]
+    moments = _moments.join_for(state, params)
+    moments = convert_convention(
+        moments, target.beta_2, from_convention=convention, to_convention="keras"
+    )
+    assignments = [(target.iterations, moments.count)]
     for field, attribute in _MOMENTS.items():
-        leaves = _trees.by_path(getattr(taken, field))
-        variables = getattr(optimizer, attribute)
-        _trees.same_paths(f"{attribute} of the optimizer", _leaves(paths, variables), leaves)
-        assignments += zip(variables, [leaves[path] for path in paths], strict=True)
+        variables = dict(zip(pairs, getattr(target, attribute), strict=True))
+        leaves = getattr(moments, field)
+        _moments.same_names(f"{attribute} of the optimizer", variables, leaves)
+        assignments += [(variables[name], leaf) for name, leaf in leaves.items()]
     for variable, value in assignments:
-        variable.assign(_trees.in_place_of(variable.value, value))
+        variable.assign(_moments.copy(value, variable.value.dtype, variable.value.sharding))
 
 
-def _paths(optimizer: Any, names: Sequence[str] | None, rename: _trees.Rename | None) -> list[str]:
-    """The paths of the leaves that the variables of the optimizer are, in its order."""
+def _pairs(
+    optimizer: Any, params: Any, names: Sequence[str] | None, rename: _pairing.Rename | None
+) -> list[str]:
+    """The names of the leaves that the variables of the optimizer are, in its order."""
     kind = type(optimizer).__name__
     # Others, as Nadam and Lamb, have momentums and velocities, too.
     if not hasattr(optimizer, "amsgrad") or not hasattr(optimizer, "iterations"):
-        raise TypeError(f"optimizer must be Keras's Adam or AdamW, got {kind}")
+        hint = ": pass its inner_optimizer" if hasattr(optimizer, "inner_optimizer") else ""
+        raise TypeError(f"the optimizer must be Keras's Adam or AdamW, got {kind}{hint}")
     if not optimizer.built:
         raise ValueError(
             f"the {kind} is not built and has no moments yet: "
@@ -220,23 +229,13 @@ def _paths(optimizer: Any, names: Sequence[str] | None, rename: _trees.Rename | 
         names = [variable.path for variable in variables]
     elif len(names) != len(variables):
         raise ValueError(f"{len(names)} names for the {len(variables)} variables of the {kind}")
-    if isinstance(rename, Mapping):
-        for name in rename:
-            if name not in names:
-                raise ValueError(f"rename has {name!r}, which no variable is called")
-        paths = [rename.get(name, name) for name in names]
-    else:
-        paths = [rename(name) if rename else name for name in names]
-    first: dict[str, str] = {}
-    for name, path in zip(names, paths, strict=True):
-        if path in first:
-            raise ValueError(f"the variables {first[path]!r} and {name!r} are both {path!r}")
-        first[path] = name
-    return paths
-
-
-def _leaves(paths: Sequence[str], variables: Sequence[Any]) -> _trees.Leaves:
-    return dict(zip(paths, [variable.value for variable in variables], strict=True))
+    leaves = _names.by_name(params)
+    found, tried = _pairing.pair(names, leaves, rename)
+    for name, leaf, form in zip(names, found, tried, strict=True):
+        if leaf is None:
+            raise _pairing.no_leaf(name, form, leaves)
+    _pairing.require_all(leaves, found, names)
+    return [leaf for leaf in found if leaf is not None]
 
 
 def _learning_rate(optimizer: Any) -> Any:

@@ -1,26 +1,25 @@
 """PyTorch's ``Adam`` and ``AdamW``: their checkpoints in, and out again.
 
-PyTorch numbers the parameters of an optimizer; here a parameter is the path of a leaf.
+PyTorch numbers the parameters of an optimizer; here a parameter is the name of a leaf.
 One table, made in `_correspondence`, leads from one to the other in both directions.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import pickle
-import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import optax
 
+from amsgrad_jax import _names
 from amsgrad_jax._alias import amsgrad, amsgradw
 from amsgrad_jax._state import ScaleByAmsgradState
 from amsgrad_jax._transform import scale_by_amsgrad
-from amsgrad_jax.interop import _trees
+from amsgrad_jax.interop import _moments, _pairing
+from amsgrad_jax.interop._pairing import some
+from amsgrad_jax.interop._torch_files import Key, import_torch, state_dict_of
 
 Transposes: TypeAlias = Mapping[str, Sequence[int]] | Callable[[str, int], Sequence[int] | None]
 
@@ -62,17 +61,18 @@ def from_torch(
     params: optax.Params,
     *,
     names: Sequence[str] | None = None,
-    rename: _trees.Rename | None = None,
+    rename: _pairing.Rename | None = None,
     transposes: Transposes | None = None,
-    key: str | None = None,
+    key: Key | None = None,
     decoupled: bool | None = None,
-    without_max: _trees.WithoutMax = "raise",
+    without_max: _moments.WithoutMax = "raise",
 ) -> FromTorch:
     r"""Reads the state of PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
 
     The moments ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq`` of each parameter
-    become those of the leaf at the path that its name leads to, in the dtype that
-    ``scale_by_amsgrad().init(params)`` gives them. In the ``"pytorch"`` convention, the
+    become those of the leaf that its name leads to, in the dtype that
+    ``scale_by_amsgrad().init(params)`` gives them. A parameter without a state, because
+    it is frozen or unused, needs no leaf. In the ``"pytorch"`` convention, the
     default one, training goes on as it would have in PyTorch. The parameters
     themselves are not in an optimizer's checkpoint; convert them in the same way.
 
@@ -81,26 +81,29 @@ def from_torch(
         numpy arrays, too), or the path of a file that ``torch.save`` made of that.
         Files are read with ``weights_only=True``, which runs no code from them.
       params: The parameters, or anything of their structure, shapes and dtypes.
-      names: PyTorch's names of the parameters in the order of its optimizer, such as
-        ``[name for name, _ in model.named_parameters()]``. Needed unless the optimizer
-        was built from ``named_parameters()`` and the checkpoint has ``param_names``.
-      rename: PyTorch's name to the path of a leaf: a function, or a mapping for names
-        that differ from ``name.replace(".", "/")``, which is what others become.
+      names: PyTorch's names of the parameters in the order of its optimizer's groups, as
+        :func:`names_of` returns them: of all, or of all that have a state. Needed unless
+        the optimizer was built from ``named_parameters()`` and the checkpoint has
+        ``param_names``, or the keys of the state dict are names themselves.
+      rename: PyTorch's name to that of a leaf: a function, or a mapping for names that
+        differ. A name that no leaf has is then tried with slashes for its dots, and
+        without ``module.`` and ``_orig_mod.``, which wrappers put in front.
       transposes: Permutations of axes that make of PyTorch's array the leaf, as in
         ``numpy.transpose(tensor, axes)``: a function of the leaf's path and number of
         axes, such as :func:`flax_transposes`, or a mapping from paths. None leaves an
         array as it is.
-      key: Where in the dict ``source``, or in the dict in its file, the optimizer's
-        state dict is, such as ``"optimizer"``.
+      key: Where in the dict ``source``, or in its file, the optimizer's state dict is:
+        a key such as ``"optimizer"``, or several, such as ``("optimizer_states", 0)``.
       decoupled: Whether weight decay is decoupled; needed only with weight decay and a
         state dict of a PyTorch too old (before 2.7) to say so.
-      without_max: What to do about parameters without ``max_exp_avg_sq``, those of
-        Adam with ``amsgrad=False``: ``"raise"``, or ``"use_nu"`` to start the maximum
-        from ``exp_avg_sq``.
+      without_max: What to do about parameters without a maximum, those of groups with
+        ``amsgrad=False``: ``"raise"``, or ``"use_nu"`` to start it from ``exp_avg_sq``.
 
     Returns:
-      The state and the parameter groups. :func:`optimizer_of` makes the optimizer of
-      the groups, :func:`put` puts the state into the state of any chain.
+      The state, on the devices of ``params``, and the parameter groups.
+      :func:`optimizer_of` makes the optimizer of the groups, :func:`set_moments` puts the
+      state into the state of any chain. Beside the checkpoint, the state is the only copy
+      of the moments.
 
     Raises:
       FileNotFoundError: If there is no such file.
@@ -131,41 +134,43 @@ def from_torch(
       >>> groups[0].arguments
       {'learning_rate': 0.1, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-08}
       >>> optimizer = interop.optimizer_of(groups, params)
-      >>> opt_state = interop.put(optimizer.init(params), state)
+      >>> opt_state = interop.set_moments(optimizer.init(params), state)
       >>> print(opt_state[0].count, opt_state[0].mu["dense"]["kernel"].shape)
       7 (2, 3)
     """
-    _trees.check_without_max(without_max)
-    state_dict = _state_dict(source, key)
+    _moments.check_without_max(without_max)
+    state_dict = state_dict_of(source, key)
     table = _correspondence(state_dict, params, names, rename, transposes)
     groups = tuple(
-        _group(number, group, [row.path for row in table if row.group == number], decoupled)
+        _group(number, group, [row.leaf for row in table if row.group == number], decoupled)
         for number, group in enumerate(state_dict["param_groups"])
     )
     count = _count(state_dict["state"], table)
     if count == 0:  # PyTorch makes the moments in the first step
         state: Any = scale_by_amsgrad().init(params)
         return FromTorch(state, groups)
-    leaves = {field: {} for field in _MOMENTS}
+    fields = {field: {} for field in _MOMENTS}
     for row in table:
-        entry = state_dict["state"][row.id]
-        if without_max == "use_nu" and "exp_avg_sq" in entry:
-            entry = {"max_exp_avg_sq": entry["exp_avg_sq"], **entry}
+        entry = dict(state_dict["state"][row.id])
+        if not state_dict["param_groups"][row.group]["amsgrad"]:
+            # PyTorch keeps the maximum of before it was switched off, and does not use it.
+            entry.pop(_MOMENTS["nu_max"], None)
+        if without_max == "use_nu" and _MOMENTS["nu"] in entry:
+            entry.setdefault(_MOMENTS["nu_max"], entry[_MOMENTS["nu"]])
         for field, moment in _MOMENTS.items():
-            leaves[field][row.path] = _moment(row, entry, moment)
-    trees = {field: _trees.like(params, leaves[field]) for field in _MOMENTS}
-    return FromTorch(_trees.ours(params, count, **trees), groups)
+            fields[field][row.leaf] = _moment(row, entry, moment)
+    return FromTorch(_moments.build(params, count, fields), groups)
 
 
 def to_torch(
     state: optax.OptState,
     params: optax.Params,
-    template: Any,
+    target: Any,
     *,
     names: Sequence[str] | None = None,
-    rename: _trees.Rename | None = None,
+    rename: _pairing.Rename | None = None,
     transposes: Transposes | None = None,
-    key: str | None = None,
+    key: Key | None = None,
 ) -> dict[str, Any]:
     r"""Makes a state dict for PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
 
@@ -175,16 +180,18 @@ def to_torch(
     Args:
       state: The state of :func:`.scale_by_amsgrad` or of a chain, partition or mask with
         it. The state does not know its convention; from ``"optax"``, the only one with
-        another maximum than PyTorch's, :func:`convert` it first.
+        another maximum than PyTorch's, convert it first with
+        :func:`.convert_convention`.
       params: The parameters, or anything of their structure, shapes and dtypes.
-      template: The PyTorch optimizer that is to continue, its state dict or a file with
-        it, as in :func:`from_torch`; its groups and hyperparameters are kept.
+      target: The PyTorch optimizer that is to continue, its state dict or a file with
+        it, as in :func:`from_torch`; its groups and hyperparameters are kept, and so are
+        the places of parameters that have no leaf.
       names: PyTorch's names of the parameters in the order of its optimizer; see
         :func:`from_torch`, as for ``rename``, ``transposes`` and ``key``.
       rename: PyTorch's name to the path of a leaf.
       transposes: Permutations of axes that make of PyTorch's array the leaf; the
         inverse is applied.
-      key: Where in ``template`` the optimizer's state dict is.
+      key: Where in ``target`` the optimizer's state dict is.
 
     Returns:
       A new dict for ``load_state_dict``. Before the first step it has no state for any
@@ -192,9 +199,9 @@ def to_torch(
 
     Raises:
       ImportError: If PyTorch is not installed.
-      TypeError: If ``template`` is none of the above.
+      TypeError: If ``target`` is none of the above.
       ValueError: As :func:`from_torch`; if ``state`` is not this package's (see
-        :func:`from_optax`); or if ``amsgrad`` is off in a group of the template.
+        :func:`from_optax`); or if ``amsgrad`` is off in a group of ``target``.
 
     Examples:
       With PyTorch installed, and a state of the optimizer in JAX::
@@ -204,39 +211,84 @@ def to_torch(
               to_torch(opt_state, params, target, rename=..., transposes=flax_transposes)
           )
     """
-    torch = _torch()
-    state_dict = _state_dict(template, key)
+    torch = import_torch()
+    state_dict = state_dict_of(target, key)
     table = _correspondence(state_dict, params, names, rename, transposes)
     for number, group in enumerate(state_dict["param_groups"]):
         _supported(number, group)
         if not group["amsgrad"]:
             raise ValueError(
-                f"group {number} of the template has amsgrad off, and PyTorch would ignore the "
+                f"group {number} of the target has amsgrad off, and PyTorch would ignore the "
                 "maximum: build its optimizer with amsgrad=True"
             )
-    count, mu, nu, nu_max = _trees.take(state, params, _trees.OURS)
-    leaves = {
-        field: _trees.by_path(tree) for field, tree in zip(_MOMENTS, (mu, nu, nu_max), strict=True)
-    }
+    moments = _moments.join_for(state, params)
+    count = int(moments.count)
 
     def tensor(array: Any, old: Any, dtype: Any = None) -> Any:
         # The dtype of what it replaces; load_state_dict converts to that of the parameter.
         return torch.tensor(array, dtype=getattr(old, "dtype", dtype))
 
-    shapes = _shapes(template)
+    shapes = _shapes(target)
     new: dict[Hashable, dict[str, Any]] = {}
-    for number, row in enumerate(table if int(count) else ()):
+    for row in table if count else ():
         old = state_dict["state"].get(row.id, {})
-        new[row.id] = {"step": tensor(int(count), old.get("step"), torch.float32)}
+        new[row.id] = {"step": tensor(count, old.get("step"), torch.float32)}
         for field, moment in _MOMENTS.items():
-            array = row.to_tensor(np.asarray(leaves[field][row.path]))
-            if shapes is not None and array.shape != shapes[number]:
+            array = row.to_tensor(np.asarray(getattr(moments, field)[row.leaf]))
+            if array.shape != shapes.get(row.id, array.shape):
                 raise ValueError(
-                    f"{field} of {row.path!r} becomes {array.shape}, but {row.name!r} has shape "
-                    f"{shapes[number]}: transposes says where its axes are"
+                    f"{field} of {row.leaf!r} becomes {array.shape}, but {row.name!r} has shape "
+                    f"{shapes[row.id]}: transposes says where its axes are; {_ORDER}"
                 )
             new[row.id][moment] = tensor(array, old.get(moment))
     return {"state": new, "param_groups": copy.deepcopy(state_dict["param_groups"])}
+
+
+def names_of(optimizer: Any, model: Any) -> list[str]:
+    """PyTorch's names of the parameters of an optimizer, in the order of its groups.
+
+    The order of ``model.named_parameters()`` is another one where the optimizer has groups of
+    its own. A parameter is looked up by its identity.
+
+    Args:
+      optimizer: A ``torch.optim.Optimizer``.
+      model: The ``torch.nn.Module`` with its parameters, or pairs of names and parameters, such
+        as ``model.named_parameters()``.
+
+    Returns:
+      The names, for ``names`` of :func:`from_torch` and :func:`to_torch`.
+
+    Raises:
+      TypeError: If ``optimizer`` is no optimizer.
+      ValueError: If one of its parameters is not in ``model``.
+
+    Examples:
+      With PyTorch installed::
+
+          decay = [p for p in model.parameters() if p.ndim > 1]
+          rest = [p for p in model.parameters() if p.ndim <= 1]
+          optimizer = torch.optim.Adam([{"params": decay}, {"params": rest}], amsgrad=True)
+          optimizer.load_state_dict(checkpoint["optimizer"])
+          interop.from_torch(optimizer, params, names=interop.names_of(optimizer, model))
+    """
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    pairs = model.named_parameters() if hasattr(model, "named_parameters") else model
+    names: dict[int, str] = {}
+    for name, tensor in dict(pairs).items():
+        names.setdefault(id(tensor), name)
+    found = []
+    for number, group in enumerate(optimizer.param_groups):
+        for tensor in group["params"]:
+            if id(tensor) not in names:
+                raise ValueError(
+                    f"group {number} has a parameter of shape {tuple(tensor.shape)} that is not in "
+                    "the model: a copy of a model has parameters of its own"
+                )
+            found.append(names[id(tensor)])
+    return found
 
 
 def optimizer_of(
@@ -275,14 +327,15 @@ def optimizer_of(
             if path in labels:
                 raise ValueError(f"{path!r} is in group {labels[path]} and in group {number}")
             labels[path] = str(number)
-    for path in _trees.by_path(params):
-        if path not in labels:
-            raise ValueError(f"the parameter {path!r} is in no group")
-    if len(groups) == 1:
-        return _optimizer(groups[0])
+    for name in _names.by_name(params):
+        if name not in labels:
+            raise ValueError(f"the parameter {name!r} is in no group")
+    used = {str(number): group for number, group in enumerate(groups) if group.paths}
+    if len(used) == 1:
+        return _optimizer(*used.values())
     return optax.partition(
-        {str(number): _optimizer(group) for number, group in enumerate(groups)},
-        _trees.like(params, labels),
+        {number: _optimizer(group) for number, group in used.items()},
+        _names.like(params, labels),
     )
 
 
@@ -320,80 +373,27 @@ def flax_transposes(path: str, ndim: int) -> tuple[int, ...] | None:
     return (*range(2, ndim), 1, 0)
 
 
-def _torch() -> Any:
-    try:
-        return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "this needs PyTorch: pip install 'amsgrad_jax[parity]' installs it"
-        ) from error
-
-
-def _state_dict(source: Any, key: str | None) -> Mapping[str, Any]:
-    if isinstance(source, str | os.PathLike):
-        what, content = os.fspath(source), _load(source)
-    elif hasattr(source, "state_dict"):
-        what, content = f"the {type(source).__name__}", source.state_dict()
-    else:
-        what, content = "the state dict", source
-    if key is not None and isinstance(content, Mapping):
-        if key not in content:
-            raise ValueError(f"{what} has no {key!r}, only {_some(content)}")
-        what, content = f"{key!r} of {what}", content[key]
-    if not isinstance(content, Mapping):
-        raise TypeError(
-            f"{what} must be a torch.optim.Optimizer, its state dict, or a file with it, "
-            f"got {type(content).__name__}"
-        )
-    for part, kind in (("state", Mapping), ("param_groups", Sequence)):
-        if not isinstance(content.get(part), kind):
-            raise ValueError(
-                f"{what} has no {part!r} of an optimizer, only {_some(content)}: "
-                "is the optimizer's state dict in there, under a key to pass as key=...?"
-            )
-    return content
-
-
-def _some(content: Iterable[Any]) -> str:
-    keys = list(map(repr, content))
-    return ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "") or "nothing"
-
-
-def _load(path: str | os.PathLike[str]) -> Any:
-    torch = _torch()
-    with open(path, "rb") as file:  # here, so that what follows is about the content
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            raise ValueError(
-                f"{os.fspath(path)} was refused: it holds "
-                f"{found.group(1) if found else 'something'}, which is no tensor or plain "
-                "container and could run code; only files that torch.load reads with "
-                "weights_only=True are read"
-            ) from error
-        # PyTorch does not say what it raises; text is a KeyError, half a file an OSError.
-        except Exception as error:
-            raise ValueError(
-                f"{os.fspath(path)} is no file of torch.save, or not all of one: "
-                f"{type(error).__name__} {error}"
-            ) from error
-
-
-def _shapes(template: Any) -> list[tuple[int, ...]] | None:
+def _shapes(target: Any) -> dict[Hashable, tuple[int, ...]]:
     # load_state_dict does not look at shapes, and a state dict does not have them.
-    if not hasattr(template, "param_groups"):
-        return None
-    return [tuple(tensor.shape) for group in template.param_groups for tensor in group["params"]]
+    if not hasattr(target, "param_groups"):
+        return {}
+    tensors = [tensor for group in target.param_groups for tensor in group["params"]]
+    return {id: tuple(tensor.shape) for id, tensor in enumerate(tensors)}
+
+
+# What every wrong shape may come from.
+_ORDER = (
+    "or are the names not in the order of the optimizer's groups, as interop.names_of has them?"
+)
 
 
 class _Row(NamedTuple):
     """One parameter, in PyTorch and here."""
 
-    id: Hashable  # in the state dict, where only its place among the others means something
+    id: Hashable  # in the state dict
     group: int
     name: str
-    path: str
+    leaf: str
     shape: tuple[int, ...]  # of the leaf
     axes: tuple[int, ...]  # leaf = transpose(tensor, axes)
 
@@ -402,8 +402,9 @@ class _Row(NamedTuple):
         if leaf.shape != self.shape:
             raise ValueError(
                 f"{what} of {self.name!r} has shape {array.shape}, which does not become the shape "
-                f"{self.shape} of the parameter {self.path!r}"
+                f"{self.shape} of the parameter {self.leaf!r}"
                 + (f" with transposes {self.axes}" if self.axes != _kept(self.axes) else "")
+                + f"; {_ORDER}"
             )
         return leaf
 
@@ -419,69 +420,74 @@ def _correspondence(
     state_dict: Mapping[str, Any],
     params: Any,
     names: Sequence[str] | None,
-    rename: _trees.Rename | None,
+    rename: _pairing.Rename | None,
     transposes: Transposes | None,
 ) -> list[_Row]:
-    """Pairs the parameters of PyTorch's optimizer, in its order, with leaves, one to one."""
-    groups = state_dict["param_groups"]
+    """Pairs the parameters of PyTorch's optimizer, in its order, with leaves, one to one.
+
+    Those without a state and without a leaf, such as frozen ones, are left out.
+    """
+    groups, state = state_dict["param_groups"], state_dict["state"]
     ids = [(number, id) for number, group in enumerate(groups) for id in group["params"]]
-    names = _names(groups, names, len(ids))
-    unknown = state_dict["state"].keys() - {id for _, id in ids}
-    if unknown:
+    if unknown := state.keys() - {id for _, id in ids}:
         raise ValueError(f"the state has parameter {min(unknown, key=str)!r}, which is in no group")
-    leaves = _trees.by_path(params)
-    rows: dict[str, _Row] = {}
-    for (number, id), name in zip(ids, names, strict=True):
-        path = _path(name, rename)
-        if path in rows:
-            raise ValueError(f"{rows[path].name!r} and {name!r} both become {path!r}")
-        if path not in leaves:
+    leaves = _moments.leaves_of(params)
+    named = _named_ids(groups, state, ids, names)
+    theirs = [name for _, _, name in named]
+    found, tried = _pairing.pair(theirs, leaves, rename)
+    rows = []
+    for (number, id, name), leaf, form in zip(named, found, tried, strict=True):
+        if leaf is None:
+            if state.get(id):
+                raise _pairing.no_leaf(name, form, leaves)
+            continue
+        if np.issubdtype(leaves[leaf].dtype, np.complexfloating):
             raise ValueError(
-                f"{name!r} becomes {path!r}, which is no parameter: those are {_some(leaves)}; "
-                "rename says which one it is"
+                f"the parameter {leaf!r} is complex: PyTorch keeps two second moments for it"
             )
-        if np.iscomplexobj(leaves[path]):
-            raise ValueError(
-                f"the parameter {path!r} is complex: PyTorch keeps two second moments for it"
-            )
-        shape = np.shape(leaves[path])
-        axes = _axes(path, len(shape), transposes)
-        rows[path] = _Row(id, number, name, path, shape, axes)
-    for path in leaves:
-        if path not in rows:
-            raise ValueError(f"the parameter {path!r} is none of PyTorch's: {_some(names)}")
+        shape = np.shape(leaves[leaf])
+        rows.append(_Row(id, number, name, leaf, shape, _axes(leaf, len(shape), transposes)))
+    _pairing.require_all(leaves, found, theirs)
     if isinstance(transposes, Mapping):
         for path in transposes:
-            if path not in rows:
+            if path not in leaves:
                 raise ValueError(f"transposes has {path!r}, which is no parameter")
-    return list(rows.values())
+    return rows
 
 
-def _names(
-    groups: Sequence[Mapping[str, Any]], names: Sequence[str] | None, number_of_ids: int
-) -> Sequence[str]:
-    if names is None:
-        found: list[str] = []
-        for number, group in enumerate(groups):
-            if "param_names" not in group:
-                raise ValueError(
-                    f"group {number} has no param_names: pass names=[...] with the names of all "
-                    f"{number_of_ids} parameters in the order of PyTorch's optimizer"
-                )
-            found += group["param_names"]
-        names = found
-    if isinstance(names, str) or len(names) != number_of_ids:
-        got = repr(names) if isinstance(names, str) else str(len(names))
+def _named_ids(
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Hashable, Any],
+    ids: Sequence[tuple[int, Hashable]],
+    names: Sequence[str] | None,
+) -> list[tuple[int, Hashable, str]]:
+    """Group, id and name of the parameters; of all, or of those that have a state."""
+    if isinstance(names, str):
+        raise TypeError(f"names must be a sequence of names, got {names!r}")
+    if names is not None:
+        names = list(names)
+    else:
+        names = [name for number, group in enumerate(groups) for name in _own(number, group)]
+    with_state = [(number, id) for number, id in ids if state.get(id)]
+    which = with_state if len(names) == len(with_state) else ids
+    if len(names) != len(which):
+        expected = f"{len(ids)}, one for each of PyTorch's parameters"
+        if 0 < len(with_state) < len(ids):
+            expected += f", or {len(with_state)}, one for each that has a state"
+        raise ValueError(f"names must be {expected}, got {len(names)}")
+    return [(number, id, name) for (number, id), name in zip(which, names, strict=True)]
+
+
+def _own(number: int, group: Mapping[str, Any]) -> Sequence[str]:
+    """The names that a group knows of its parameters."""
+    if "param_names" in group:
+        return group["param_names"]
+    if not all(isinstance(id, str) for id in group["params"]):
         raise ValueError(
-            f"names must be {number_of_ids}, one for each of PyTorch's parameters, got {got}"
+            f"group {number} has no param_names: pass names=[...] with the names of all parameters "
+            "in the order of the optimizer's groups, as interop.names_of returns them"
         )
-    return names
-
-
-def _path(name: str, rename: _trees.Rename | None) -> str:
-    if callable(rename):
-        return rename(name)
-    return (rename or {}).get(name, name.replace(".", "/"))
+    return group["params"]
 
 
 def _axes(path: str, ndim: int, transposes: Transposes | None) -> tuple[int, ...]:
@@ -529,11 +535,11 @@ def _count(state: Mapping[Hashable, Any], table: Sequence[_Row]) -> int:
         entry = state.get(row.id)
         if not entry:
             raise ValueError(
-                f"{row.name!r} has no state, other parameters have: PyTorch leaves out a "
-                "parameter that never had a gradient; leave it out of params and names, too"
+                f"{row.name!r} has no state, other parameters have: PyTorch never had a gradient "
+                f"of it. Leave {row.leaf!r} out of params"
             )
         if "step" not in entry:
-            raise ValueError(f"{row.name!r} has no 'step', only {_some(entry)}")
+            raise ValueError(f"{row.name!r} has no 'step', only {some(entry)}")
         step = _number(f"the step of {row.name!r}", entry["step"])
         if not (step >= 0 and step % 1 == 0):
             raise ValueError(f"the step of {row.name!r} is {step}")
@@ -553,7 +559,7 @@ def _moment(row: _Row, entry: Mapping[str, Any], moment: str) -> np.ndarray:
                 f"{row.name!r} has no {moment!r}: amsgrad was off; without_max='use_nu' starts "
                 "the maximum from 'exp_avg_sq'"
             )
-        raise ValueError(f"{row.name!r} has no {moment!r}, only {_some(entry)}")
+        raise ValueError(f"{row.name!r} has no {moment!r}, only {some(entry)}")
     return row.to_leaf(moment, _array(entry[moment]))
 
 
@@ -562,8 +568,7 @@ def _array(value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         value = value.numpy()
-    # A copy: PyTorch's next step would write into what it shares with the tensor.
-    return np.array(value)
+    return np.asarray(value)  # shares its memory with the tensor
 
 
 def _number(what: str, value: Any) -> float:

@@ -98,7 +98,7 @@ def test_from_keras(name, k):
     ours, params = _ours(name), _values(variables)
     taken = interop.from_keras(theirs, params).state
     assert int(taken.count) == k
-    got = go_on(ours, params, interop.put(ours.init(params), taken), k)
+    got = go_on(ours, params, interop.set_moments(ours.init(params), taken), k)
     assert_same(got, _run(name, theirs, variables, k, k + MORE))
 
 
@@ -137,7 +137,7 @@ def test_another_convention_keeps_the_next_step():
     assert arguments["convention"] == "optax"
     ours = amsgrad_jax.amsgrad(**arguments)
     small = jnp.array([1e-3, -1e-2])
-    updates, _ = ours.update({"w": small}, interop.put(ours.init(params), state))
+    updates, _ = ours.update({"w": small}, interop.set_moments(ours.init(params), state))
 
     back, _ = _built(keras.optimizers.Adam(LR, beta_2=0.99, amsgrad=True), params)
     interop.to_keras(state, params, back, convention="optax")
@@ -216,11 +216,11 @@ PARAMS = {"a": np.ones(2, "float32"), "b": np.ones((2, 3), "float32")}
 @pytest.mark.parametrize(
     ("params", "names", "message"),
     [
-        ({"a": PARAMS["a"]}, {}, "'b' is no parameter"),
-        ({**PARAMS, "c": PARAMS["a"]}, {}, "nothing for the parameter 'c'"),
+        ({"a": PARAMS["a"]}, {}, "'b' becomes 'b', which is no parameter"),
+        ({**PARAMS, "c": PARAMS["a"]}, {}, "'c' is none of the optimizer's, which are 'a', 'b'"),
         ({**PARAMS, "b": PARAMS["a"]}, {}, r"'b' has shape \(2, 3\), the parameter .* \(2,\)"),
-        (PARAMS, dict(rename={"a": "b"}), "the variables 'a' and 'b' are both 'b'"),
-        (PARAMS, dict(rename={"x": "b"}), "rename has 'x', which no variable is called"),
+        (PARAMS, dict(rename={"a": "b"}), "'a' and 'b' both become 'b'"),
+        (PARAMS, dict(rename={"x": "b"}), "rename has 'x', which no parameter is called"),
         (PARAMS, dict(names=["a"]), "1 names for the 2 variables of the Adam"),
         (PARAMS, dict(convention="adam"), "unknown convention 'adam'"),
     ],
@@ -251,6 +251,11 @@ def test_what_does_not_fit(params, names, message):
         ),
         (lambda: _built(keras.optimizers.Nadam(), PARAMS)[0], TypeError, "got Nadam"),
         (lambda: None, TypeError, "Adam or AdamW, got NoneType"),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(amsgrad=True)),
+            TypeError,
+            "got LossScaleOptimizer: pass its inner_optimizer",
+        ),
     ],
 )
 def test_other_optimizers(make, error, message):
@@ -263,5 +268,5 @@ def test_other_optimizers(make, error, message):
 
 def test_unknown_without_max():
     optimizer, _ = _built(keras.optimizers.Adam(amsgrad=True), PARAMS)
-    with pytest.raises(ValueError, match="without_max must be 'raise' or 'use_nu', got 'nu'"):
+    with pytest.raises(ValueError, match="unknown without_max 'nu': .* 'raise' or 'use_nu'"):
         interop.from_keras(optimizer, PARAMS, without_max="nu")

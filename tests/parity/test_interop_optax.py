@@ -52,7 +52,7 @@ def test_from_amsgrad(wrapper, k):
     params, state = after(theirs, k)
     taken = interop.from_optax(state, params, convention="optax")
     assert int(taken.count) == k
-    new_state = interop.put(ours.init(params), taken)
+    new_state = interop.set_moments(ours.init(params), taken)
     assert_same(go_on(ours, params, new_state, k), expected(theirs, k))
 
 
@@ -68,14 +68,14 @@ def test_to_amsgrad(wrapper, k):
 def test_from_adam(convention):
     k, b2 = 7, 0.999
     params, state = after(optax.adam(LR), k)
-    taken = interop.from_optax(state, params, convention=convention)
+    taken = interop.from_optax(state, params, convention=convention, without_max="use_nu")
     assert_equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
     assert_equal(taken[:3], state[0][:3])
     if convention == "pytorch":
         assert_equal(taken.nu_max, state[0].nu)
 
     optimizer = amsgrad_jax.amsgrad(LR, convention=convention)
-    new_state = interop.put(optimizer.init(params), taken)
+    new_state = interop.set_moments(optimizer.init(params), taken)
     got = go_on(optimizer, params, new_state, k)
 
     right = {name: [] for name in params}
@@ -92,7 +92,7 @@ def test_from_adam(convention):
 
 def test_to_adam_and_back_drops_the_maximum_only():
     params, state = after(optax.adam(LR), 300)
-    taken = interop.from_optax(state, params)
+    taken = interop.from_optax(state, params, without_max="use_nu")
     back = interop.to_optax(taken, params, optax.adam(LR).init(params))
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
@@ -105,7 +105,9 @@ def test_from_and_to_the_maximum_of_raw_moments():
     ours = amsgrad_jax.amsgrad(LR, convention="paper")
     params, state = after(theirs, 7)
     taken = interop.from_optax(state, params, convention="paper", bias_correction_nu=False)
-    assert_same(go_on(ours, params, interop.put(ours.init(params), taken), 7), expected(theirs, 7))
+    assert_same(
+        go_on(ours, params, interop.set_moments(ours.init(params), taken), 7), expected(theirs, 7)
+    )
     back = interop.to_optax(
         taken, params, theirs.init(params), convention="paper", bias_correction_nu=False
     )
@@ -122,7 +124,7 @@ def test_convert_keeps_the_next_step(source, target, k, power):
     largest = {name: np.abs(array[:k]).max(0) for name, array in sequences.gradients().items()}
     gradient = {name: array * 2.0**power for name, array in largest.items()}
     right, right_state = old.update(gradient, state)
-    converted = interop.convert(state, from_convention=source, to_convention=target)
+    converted = amsgrad_jax.convert_convention(state, from_convention=source, to_convention=target)
     got, got_state = new.update(gradient, converted)
     for name in params:
         np.testing.assert_allclose(got[name], right[name], rtol=1e-12)
@@ -137,8 +139,8 @@ def test_convert_there_and_back(b2, k):
     mine = amsgrad_jax.Convention(correct_mu=False, correct_nu="before_max")
     optimizer = amsgrad_jax.amsgrad(LR, b2=0.99)
     _, state = after(optimizer, k)
-    there = interop.convert(state, b2, from_convention="keras", to_convention=mine)
-    back = interop.convert(there, b2, from_convention="optax", to_convention="paper")
+    there = amsgrad_jax.convert_convention(state, b2, from_convention="keras", to_convention=mine)
+    back = amsgrad_jax.convert_convention(there, b2, from_convention="optax", to_convention="paper")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-15), back, state)
     factor = 1 - b2 ** (k + 1)
     for name in SOME:
@@ -151,7 +153,7 @@ def test_convert_there_and_back(b2, k):
 @pytest.mark.parametrize("target", CONVENTIONS)
 def test_convert_leaves_the_same_maximum_alone(source, target):
     _, state = after(amsgrad_jax.amsgrad(LR), 7)
-    got = interop.convert(state, from_convention=source, to_convention=target)
+    got = amsgrad_jax.convert_convention(state, from_convention=source, to_convention=target)
     same = jax.tree.map(np.array_equal, got[0].nu_max, state[0].nu_max)
     assert all(same.values()) == ((source == "optax") == (target == "optax"))
 
@@ -162,7 +164,7 @@ def test_convert_of_packed_moments():
     state = optimizer.init(params)
     for gradient in (1.0, -20.0, 300.0):
         _, state = optimizer.update({"w": jnp.array([1.0, 2.0, 4.0]) * gradient}, state)
-    there = interop.convert(state, from_convention="optax", to_convention="pytorch")
+    there = amsgrad_jax.convert_convention(state, from_convention="optax", to_convention="pytorch")
     chex.assert_trees_all_equal_shapes_and_dtypes(there, state)
     there, state = (amsgrad_jax.convert_storage(one, "full") for one in (there, state))
     want = np.asarray(state.nu_max["w"]) * (1 - 0.999**4)
@@ -179,7 +181,7 @@ def test_complex():
     _, state = theirs.update(gradient, theirs.init(params))
     taken = interop.from_optax(state, params, convention="optax")
     right, _ = theirs.update(3 * gradient, state)
-    got, _ = ours.update(3 * gradient, interop.put(ours.init(params), taken))
+    got, _ = ours.update(3 * gradient, interop.set_moments(ours.init(params), taken))
     assert taken.nu_max.dtype == "float64"
     np.testing.assert_allclose(got, right, rtol=1e-12)
     back = interop.to_optax(taken, params, theirs.init(params), convention="optax")
@@ -198,7 +200,7 @@ def test_dtypes_are_those_of_the_library():
 
 def test_own_buffers():
     params, state = after(optax.adam(LR), 7)
-    taken = interop.from_optax(state, params)
+    taken = interop.from_optax(state, params, without_max="use_nu")
     back = interop.to_optax(taken, params, state)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, taken, back))]
     assert len(set(pointers)) == len(pointers)
@@ -238,11 +240,13 @@ OF_OURS = amsgrad_jax.amsgrad(LR).init(PARAMS)
                 OF_OURS, PARAMS, optax.amsgrad(LR).init({**PARAMS, "b": jnp.ones(2)})
             ),
             ValueError,
-            "'b' is no parameter",
+            "nothing for the parameter 'b'",
         ),
         (lambda: interop.to_optax(OF_OURS, PARAMS, OF_OPTAX, b2=-1), ValueError, "b2 must be"),
         (
-            lambda: interop.convert(OF_OPTAX, from_convention="optax", to_convention="paper"),
+            lambda: amsgrad_jax.convert_convention(
+                OF_OPTAX, from_convention="optax", to_convention="paper"
+            ),
             ValueError,
             "found no amsgrad_jax.ScaleByAmsgradState .*only .*optax.ScaleByAmsgradState, tuple",
         ),

@@ -1,4 +1,4 @@
-"""Trains in PyTorch and writes checkpoint.npz for 03_from_pytorch.ipynb; needs torch.
+"""Trains in PyTorch and writes the checkpoint of notebooks/03_from_pytorch.ipynb; needs torch.
 
 It holds what a checkpoint of torch.save would, as arrays that numpy can read: the model's
 and the optimizer's state dict after 200 steps, and PyTorch's losses of 200 steps more.
@@ -9,6 +9,8 @@ import pathlib
 
 import numpy as np
 import torch
+
+import amsgrad_jax.demo
 
 rng = np.random.default_rng(0)
 inputs, targets = rng.standard_normal((64, 40)), rng.standard_normal((64, 10))
@@ -33,7 +35,7 @@ for number, state in state_dict["state"].items():
     arrays |= {f"{number}.{name}": tensor.numpy().copy() for name, tensor in state.items()}
 losses += train(200)
 np.savez_compressed(
-    pathlib.Path(__file__).with_name("checkpoint.npz"),
+    pathlib.Path(amsgrad_jax.demo.__file__).with_name("checkpoint.npz"),
     inputs=inputs,
     targets=targets,
     losses=losses,
