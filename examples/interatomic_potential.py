@@ -47,14 +47,14 @@ def init(seed):
 
 def energy(params, positions, structure):
     """Energy of one structure."""
-    s, silu = structure, jax.nn.silu
-    vectors = positions[s.senders] - positions[s.receivers] + s.shifts
+    neighbours, silu = structure.neighbours, jax.nn.silu
+    vectors = positions[neighbours] + structure.shifts - positions[:, None]
     r = jnp.linalg.norm(vectors, axis=-1, keepdims=True) / common.CUTOFF
     radial = jnp.sin(jnp.pi * jnp.arange(1, common.RADIAL + 1) * r) / r * jnp.clip(1 - r**2, 0) ** 3
-    h = params["embedding"]["weight"][s.species]
+    h = params["embedding"]["weight"][structure.species]
     for layer in params["interactions"].values():
         weights = silu(radial @ layer["radial"]["0"]["weight"].T) @ layer["radial"]["2"]["weight"].T
-        messages = jnp.zeros_like(h).at[s.receivers].add(weights * h[s.senders])
+        messages = jnp.sum(weights * h[neighbours], axis=1)
         h = h + silu(messages @ layer["mix"]["weight"].T + layer["mix"]["bias"])
     first, last = params["readout"]["0"], params["readout"]["2"]
     return jnp.sum(silu(h @ first["weight"].T + first["bias"]) @ last["weight"].T)
@@ -113,21 +113,21 @@ def train_epoch(run, optimizer, train, validation, batches):
 
 
 def carry_over(file, names):
-    """The run in PyTorch's file, and the optimizer to go on with."""
+    """The run in PyTorch's file, the optimizer to go on with, and its learning rate."""
     import torch
 
     saved = torch.load(file, weights_only=True)
     params, average = tree_of(saved["model"]), tree_of(saved["average"])
     state, groups = interop.from_torch(file, params, key="optimizer", names=names)
     optimizer = optax.chain(clip_as_torch(common.CLIP), interop.optimizer_of(groups, params))
-    opt_state = interop.put(optimizer.init(params), state)
+    opt_state = interop.set_moments(optimizer.init(params), state)
     # The learning rate in the file is already reduced, so that the scale begins at 1.
     plateau = PLATEAU.init(params)
     plateau = plateau._replace(
         best_value=jnp.full_like(plateau.best_value, saved["lr_scheduler"]["best"]),
         plateau_count=jnp.full_like(plateau.plateau_count, saved["lr_scheduler"]["num_bad_epochs"]),
     )
-    return Run(params, average, opt_state, plateau), optimizer
+    return Run(params, average, opt_state, plateau), optimizer, groups[0].arguments["learning_rate"]
 
 
 def tree_of(weights):
@@ -196,7 +196,9 @@ def main():
         losses = [theirs.epoch(number) for number in range(before)]
         with tempfile.TemporaryDirectory() as folder:
             theirs.save(f"{folder}/checkpoint.pt")
-            run, optimizer = carry_over(f"{folder}/checkpoint.pt", theirs.names())
+            run, optimizer, rate = carry_over(
+                f"{folder}/checkpoint.pt", interop.names_of(theirs.optimizer, theirs.model)
+            )
         print(f"{before} epochs in PyTorch: validation loss {losses[-1]:.5f}")
     else:
         print("PyTorch is not installed: the run begins in JAX, and nothing is compared")
@@ -216,7 +218,8 @@ def main():
         print(f"as many more in PyTorch: validation loss {losses[-1]:.5f}")
         steps = after * len(batches)
         print(f"after {steps} steps their forces differ by {difference:.0e} of the forces' scale")
-        print(f"the learning rate was reduced to {theirs.optimizer.param_groups[0]['lr']:g}")
+        rates = theirs.optimizer.param_groups[0]["lr"], rate * run.plateau.scale
+        print("learning rates at the end: {:g} in PyTorch, {:g} in JAX".format(*rates))
     if theirs and arguments.figure:
         three = validation.forces, theirs.forces(), forces
         draw(arguments.figure, losses, before, ours, three, differences)

@@ -18,8 +18,8 @@ class Interaction(nn.Module):
         )
         self.mix = nn.Linear(common.CHANNELS, common.CHANNELS)
 
-    def forward(self, h, radial, senders, receivers):
-        messages = torch.zeros_like(h).index_add(0, receivers, self.radial(radial) * h[senders])
+    def forward(self, h, radial, neighbours):
+        messages = (self.radial(radial) * h[neighbours]).sum(1)
         return h + nn.functional.silu(self.mix(messages))
 
 
@@ -37,16 +37,15 @@ class Potential(nn.Module):
     def forward(self, structures):
         """Energies and forces; the atoms of all structures are nodes of one graph."""
         positions = structures.positions.flatten(0, 1).requires_grad_()
-        first = common.ATOMS * torch.arange(len(structures.energy))[:, None]
-        senders = (structures.senders + first).flatten()
-        receivers = (structures.receivers + first).flatten()
-        vectors = positions[senders] - positions[receivers] + structures.shifts.flatten(0, 1)
+        first = common.ATOMS * torch.arange(len(structures.energy))[:, None, None]
+        neighbours = (structures.neighbours + first).flatten(0, 1)
+        vectors = positions[neighbours] + structures.shifts.flatten(0, 1) - positions[:, None]
         r = torch.linalg.norm(vectors, dim=-1, keepdim=True) / common.CUTOFF
         waves = torch.sin(torch.pi * torch.arange(1, common.RADIAL + 1, dtype=r.dtype) * r)
         radial = waves / r * (1 - r**2).clamp(min=0) ** 3
         h = self.embedding(structures.species.flatten())
         for interaction in self.interactions:
-            h = interaction(h, radial, senders, receivers)
+            h = interaction(h, radial, neighbours)
         energies = self.readout(h).reshape(-1, common.ATOMS).sum(1)
         (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=True)
         return energies, -gradient.reshape(-1, common.ATOMS, 3)
@@ -114,11 +113,6 @@ class Training:
             "lr_scheduler": self.scheduler.state_dict(),
         }
         torch.save(content, file)
-
-    def names(self):
-        """The names of the parameters in the order of the optimizer."""
-        of = {parameter: name for name, parameter in self.model.named_parameters()}
-        return [of[p] for group in self.optimizer.param_groups for p in group["params"]]
 
 
 if __name__ == "__main__":

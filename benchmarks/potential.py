@@ -1,0 +1,192 @@
+"""Adam and AMSGrad on an interatomic potential: energies and forces of small alloy cells.
+
+The network and the data are those of examples/interatomic_potential.py. Every optimizer gets the
+same starts, the same batches and the same grid of learning rates, of which it takes the one with
+the smallest force error on the validation structures. The seeds that choose and the structures
+that choose are not those that are reported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import amsgrad_jax
+from benchmarks import machine, pages
+
+_B2: Final = 0.999
+_CLIP: Final = 10.0
+_RATES: Final = (0.0025, 0.005, 0.01, 0.02, 0.04)
+_GRID_SEEDS: Final = (100, 101)
+_SEEDS: Final = tuple(range(len(_RATES) * len(_GRID_SEEDS)))  # as many runs: one compilation
+_TRAIN, _HELD_OUT, _EPOCHS = 400, 64, 40  # structures, also to validate and to test on
+_UNITS: Final = ("energy, meV/atom", "forces, meV/Å")
+
+OPTIMIZERS: Final[MappingProxyType[str, Callable[..., Any]]] = MappingProxyType(
+    {
+        "Adam": functools.partial(optax.adam, b2=_B2),
+        "AMSGrad, PyTorch's convention": functools.partial(amsgrad_jax.amsgrad, b2=_B2),
+        "AMSGrad, Optax's convention": functools.partial(
+            amsgrad_jax.amsgrad, b2=_B2, convention="optax"
+        ),
+        "AMSGrad, PyTorch's, packed": functools.partial(
+            amsgrad_jax.amsgrad, b2=_B2, storage="packed"
+        ),
+    }
+)
+
+
+@functools.cache
+def example() -> Any:
+    """The module of the example, which is no package."""
+    folder = str(pages.DOCS.parent / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("interatomic_potential")
+
+
+def structures(train: int, held_out: int) -> list[Any]:
+    """Structures to train on, to validate on, and to test on."""
+    made = example().common.make_structures(train + 2 * held_out)
+    made = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32 if a.dtype == float else int), made)
+    ends = (0, train, train + held_out, train + 2 * held_out)
+    return [
+        jax.tree.map(lambda array, part=slice(*part): array[part], made)
+        for part in itertools.pairwise(ends)
+    ]
+
+
+def errors(params: Any, data: Any) -> jax.Array:
+    """Mean absolute errors of energies per atom and of forces, in meV and meV/Å."""
+    energies, forces = example().predict(params, data)
+    atoms = data.positions.shape[1]
+    return 1000 * jnp.stack(
+        [jnp.abs(energies - data.energy).mean() / atoms, jnp.abs(forces - data.forces).mean()]
+    )
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def _train(name: str, rates: jax.Array, starts: Any, batches: jax.Array, data: Any) -> jax.Array:
+    """Errors of many runs at once, shape (runs, held-out parts, 2)."""
+    train, *held_out = data
+    decay = optax.cosine_decay_schedule(1.0, batches.shape[1])
+
+    def one(rate: jax.Array, params: Any, batches: jax.Array) -> jax.Array:
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(_CLIP), OPTIMIZERS[name](lambda count: rate * decay(count))
+        )
+
+        def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
+            params, state = carry
+            some = jax.tree.map(lambda array: array[batch], train)
+            gradients = jax.grad(example().loss_of)(params, some)
+            updates, state = optimizer.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+        return jnp.stack([errors(params, part) for part in held_out])
+
+    return jax.vmap(one)(rates, starts, batches)
+
+
+def runs(name: str, settings: Sequence[tuple[float, int]], data: Any, epochs: int) -> np.ndarray:
+    """The errors of runs with these learning rates and seeds."""
+    starts, orders = [], []
+    for _, seed in settings:
+        start = jax.tree.map(lambda array: np.asarray(array, np.float32), example().init(seed))
+        starts.append(start)
+        numbers = range(1000 * seed, 1000 * seed + epochs)
+        size = len(data[0].energy)
+        orders.append(np.concatenate([example().common.batches_of(n, size) for n in numbers]))
+    rates = jnp.asarray([rate for rate, _ in settings], jnp.float32)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+    return np.asarray(_train(name, rates, stacked, np.stack(orders), data))
+
+
+def study(data: Any, epochs: int) -> list[dict[str, Any]]:
+    """For each optimizer its grid, its learning rate, and its errors on the test structures."""
+    results = []
+    for name in OPTIMIZERS:
+        start = time.perf_counter()
+        grid = runs(name, list(itertools.product(_RATES, _GRID_SEEDS)), data, epochs)
+        forces = grid.reshape(len(_RATES), len(_GRID_SEEDS), 2, 2)[:, :, 0, 1].mean(axis=1)
+        rate = _RATES[int(np.nanargmin(forces))]  # a run that diverged is not the best one
+        _, test = np.swapaxes(runs(name, [(rate, seed) for seed in _SEEDS], data, epochs), 0, 1)
+        results.append(
+            {
+                "optimizer": name,
+                "learning rate": rate,
+                "grid": [float(f"{value:.4g}") for value in forces],
+                "test": {
+                    unit: [float(f"{value:.5g}") for value in column]
+                    for unit, column in zip(_UNITS, test.T, strict=True)
+                },
+            }
+        )
+        print(f"{name} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return results
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    column = np.asarray(values)
+    return float(column.mean()), float(column.std(ddof=1) / np.sqrt(len(column)))
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/potential.md by the names of their places, from docs/potential.json."""
+    rows, grid = [], []
+    first = results["optimizers"][0]["test"]
+    for one in results["optimizers"]:
+        row = [one["optimizer"], f"{one['learning rate']:g}"]
+        for unit in _UNITS:
+            row.append("{:.2f} ± {:.2f}".format(*mean_and_error(one["test"][unit])))
+        for unit in _UNITS:
+            # From the same start with the same batches, so that the seeds' spread drops out.
+            pairs = zip(one["test"][unit], first[unit], strict=True)
+            row.append("{:+.2f} ± {:.2f}".format(*mean_and_error([a - b for a, b in pairs])))
+        rows.append(row if one["test"] is not first else [*row[:4], "", ""])
+        grid.append([one["optimizer"], *(f"{value:.1f}" for value in one["grid"])])
+    against = [f"{unit.partition(',')[0]} less Adam's" for unit in _UNITS]
+    rates = results["settings"]["learning rates"]
+    return {
+        "potential-errors": pages.table(("optimizer", "learning rate", *_UNITS, *against), rows),
+        "potential-grid": pages.table(("optimizer", *(f"{rate:g}" for rate in rates)), grid),
+    }
+
+
+def main(quick: bool) -> None:
+    train, held_out, epochs = (16, 8, 1) if quick else (_TRAIN, _HELD_OUT, _EPOCHS)
+    print(f"Energies and forces of alloys: {len(_SEEDS)} seeds, errors on {held_out} test cells")
+    results: dict[str, Any] = {
+        "optimizers": study(structures(train, held_out), epochs),
+        "settings": {
+            "learning rates": _RATES,
+            "b2": _B2,
+            "clip": _CLIP,
+            "epochs": epochs,
+            "batch": example().common.BATCH,
+            "training structures": train,
+            "validation structures": held_out,
+            "test structures": held_out,
+            "seeds": _SEEDS,
+            "grid seeds": _GRID_SEEDS,
+        },
+    }
+    results |= machine.describe("amsgrad_jax", "ase", "jax", "numpy", "optax")
+    for name, text in tables(results).items():
+        print(f"\n{name}\n{text}")
+    print()
+    if not quick:
+        pages.publish("potential.md", "potential", results, tables(results), {})
