@@ -30,7 +30,7 @@ _CLIP: Final = 10.0
 _RATES: Final = (0.0025, 0.005, 0.01, 0.02, 0.04)
 _GRID_SEEDS: Final = (100, 101)
 _SEEDS: Final = tuple(range(len(_RATES) * len(_GRID_SEEDS)))  # as many runs: one compilation
-_TRAIN, _HELD_OUT, _EPOCHS = 400, 64, 40  # structures, also to validate and to test on
+_TRAIN, _HELD_OUT, _EPOCHS = 400, 64, 60  # structures, also to validate and to test on
 _UNITS: Final = ("energy, meV/atom", "forces, meV/Å")
 
 OPTIMIZERS: Final[MappingProxyType[str, Callable[..., Any]]] = MappingProxyType(
