@@ -41,7 +41,7 @@ class Coefficients(NamedTuple):
         x_t = \max(x_{t-1},\ \text{max\_scale} \cdot v_t), \qquad
         u_t = \frac{m_t}{\text{root\_scale} \cdot \sqrt{x_t + \text{eps\_root}} + \text{eps}}
 
-    where Nesterov momentum puts :math:`\text{ahead} \cdot m_t + (1-\beta_1) g_t` in the
+    where Nesterov momentum puts :math:`\text{mu\_scale} \cdot m_t + (1-\beta_1) g_t` in the
     place of :math:`m_t`.
     """
 
@@ -49,7 +49,7 @@ class Coefficients(NamedTuple):
     one_minus_b1: jax.Array
     b2: jax.Array
     one_minus_b2: jax.Array
-    ahead: jax.Array
+    mu_scale: jax.Array
     max_scale: jax.Array
     root_scale: jax.Array
     eps: jax.Array
@@ -105,16 +105,16 @@ def coefficients(
     c1 = correction(b1, t, dtype) if convention.correct_mu else scalar(1)
     c2 = scalar(1) if convention.correct_nu == "never" else correction(b2, t, dtype)
     root_scale = c1 / jnp.sqrt(c2) if convention.correct_nu == "after_max" else c1
-    ahead = scalar(1)
+    mu_scale = scalar(1)
     if nesterov:  # as in optax.nadam: m_t is corrected as if it were one step further
         c1_next = correction(b1, t + 1, dtype) if convention.correct_mu else scalar(1)
-        ahead = scalar(b1) * c1 / c1_next
+        mu_scale = scalar(b1) * c1 / c1_next
     return Coefficients(
         b1=scalar(b1),
         one_minus_b1=scalar(1 - b1),  # after rounding, 1 - 0.999 would be off by 1e-5
         b2=scalar(b2),
         one_minus_b2=scalar(1 - b2),
-        ahead=ahead,
+        mu_scale=mu_scale,
         max_scale=1 / c2 if convention.correct_nu == "before_max" else scalar(1),
         root_scale=root_scale,
         eps=scalar(eps) * (root_scale if convention.eps_on == "raw_root" else c1),
@@ -158,7 +158,7 @@ def direction(
     """The update of one array, from its moments after the gradient."""
     momentum = moments.mu
     if nesterov:
-        momentum = times(c.ahead, momentum) + times(c.one_minus_b1, gradient)
+        momentum = times(c.mu_scale, momentum) + times(c.one_minus_b1, gradient)
     divisor, unseen = denominator(moments.nu_max, c)
     update = _by_parts(lambda part: part / divisor, momentum)
     # A coordinate without history has the update 0, for every eps, and the derivative 0.

@@ -229,8 +229,7 @@ def _refusal(state: Any, gradients: Any) -> str:
 
 def check_one_run(state: Any) -> None:
     """Raises if a state is of several runs, stacked as by ``jax.vmap(optimizer.init)``."""
-    (count,) = jax.tree.leaves(state.count)
-    if shape := jnp.shape(count):
+    if shape := jnp.shape(count_of(state)):
         raise ValueError(
             f"the state is of several runs: its count has shape {shape}, expected (). "
             "Wrap the call in jax.vmap"
@@ -291,10 +290,10 @@ def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
     return found
 
 
-def count_of(state: AmsgradState) -> jax.Array:
+def count_of(state: Any) -> jax.Array:
     """The number of steps; in a state of `flax.nnx.Optimizer` it is inside of a Variable."""
     (count,) = jax.tree.leaves(state.count)
-    return jnp.asarray(count)
+    return count
 
 
 def map_states(function: Callable[[AmsgradState], AmsgradState], state: Any) -> Any:

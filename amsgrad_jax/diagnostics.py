@@ -224,11 +224,11 @@ def max_report(
                     f"{name!r}: rename one, or pass a function as per that tells them apart"
                 )
             measured = _measure(stored, coefficients, frozen, rate)
-            groups[name] = _together(groups[name], measured) if name in groups else measured
+            groups[name] = _merged(groups[name], measured) if name in groups else measured
     return {
         f"{group}/{name}" if group else name: jnp.asarray(value, jnp.float32)
         for group, measured in groups.items()
-        for name, value in _figures(measured, quantiles).items()
+        for name, value in _entries(measured, quantiles).items()
     }
 
 
@@ -368,7 +368,7 @@ def _quantile(reached: jax.Array, quantile: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(code << _DROPPED, jnp.float32)
 
 
-def _together(one: _Measured, other: _Measured) -> _Measured:
+def _merged(one: _Measured, other: _Measured) -> _Measured:
     return _Measured(
         jax.tree.map(jnp.add, one.counts, other.counts),
         jnp.maximum(one.slowdown_max, other.slowdown_max),
@@ -376,7 +376,7 @@ def _together(one: _Measured, other: _Measured) -> _Measured:
     )
 
 
-def _figures(measured: _Measured, quantiles: Sequence[float]) -> dict[str, jax.Array]:
+def _entries(measured: _Measured, quantiles: Sequence[float]) -> dict[str, jax.Array]:
     counts = dict(measured.counts)
     size = counts.pop("size")
     figures = {name: count / size for name, count in counts.items()}

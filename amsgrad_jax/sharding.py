@@ -344,7 +344,7 @@ def _check_moments(state: Any, of_params: Container[tuple[Any, tuple[int, ...]]]
         for path, moment in tree_leaves_with_path(_state.like_params(node)):
             if (path, jnp.shape(moment)) not in of_params:
                 raise ValueError(
-                    f"state belongs to other parameters: {prefix or 'the root'} has moments of "
+                    f"state belongs to other parameters: {prefix!r} has moments of "
                     f"shape {list(jnp.shape(moment))} at {_checks.at(path)}, params have no such "
                     "leaf there"
                 )

@@ -76,6 +76,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 # Copied is what was typed: no prompts, no output.
 copybutton_exclude = ".linenos, .gp, .go"
+copybutton_selector = "div:not(.output) > div.highlight pre"
 # The search finds more.
 html_use_index = html_domain_indices = False
 

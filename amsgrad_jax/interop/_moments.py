@@ -26,7 +26,6 @@ _State = TypeVar("_State")
 WithoutMax: TypeAlias = Literal["raise", "use_nu"]
 """What to do with the state of an Adam, which has no maximum: refuse it, or begin with ``nu``."""
 
-OURS: Final = _state.KINDS
 OPTAX: Final = (optax.ScaleByAmsgradState, optax.ScaleByAdamState)
 
 # The fields that count the updates of a run, beside those of the moments. What is not named here
@@ -130,7 +129,7 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
             "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments, "
             f"from_torch and the like return, got {_state.type_names([type(moments)])}"
         )
-    return fill(state, join(moments, OURS), OURS)
+    return fill(state, join(moments, _state.KINDS), _state.KINDS)
 
 
 def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> Any:
@@ -180,10 +179,10 @@ def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> A
 
 def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
     """The moments of all states in a tree by name, as numbers; of Adam ``nu_max`` is None."""
-    every = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, OURS + OPTAX))
+    every = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _state.KINDS + OPTAX))
     nodes = [node for node in every if isinstance(node, kinds)]
     if not nodes:
-        others = {type(node) for node in every if isinstance(node, OURS + OPTAX)}
+        others = {type(node) for node in every if isinstance(node, _state.KINDS + OPTAX)}
         hint = "; amsgrad_jax.interop.from_optax and to_optax are for states of optax"
         raise ValueError(
             f"the state must hold one of {_state.type_names(kinds)}, found "
@@ -191,14 +190,14 @@ def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
             f"{hint if others & {*OPTAX} else ''}"
         )
     found = {type(node) for node in nodes}
-    if len(found) > 1 and kinds != OURS:  # of which two are only stored differently
+    if len(found) > 1 and kinds != _state.KINDS:  # of which two are only stored differently
         raise ValueError(f"the state must hold one kind, found {_state.type_names(found)}")
     for node in nodes:
         if _state.is_state(node):
             _state.check(node, _state.storage_of(node))
         _state.check_one_run(node)
-    counts = [node.count for node in nodes]
-    known = {int(count) for leaf in counts for count in jax.tree.leaves(leaf) if _is_known(count)}
+    counts = [_state.count_of(node) for node in nodes]
+    known = {int(count) for count in counts if _is_known(count)}
     if len(known) > 1:
         raise ValueError(f"state holds several optimizers, with different counts {sorted(known)}")
     nodes = [_in_numbers(node) for node in nodes]
@@ -209,14 +208,13 @@ def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
                 if name in leaves:
                     raise ValueError(f"state holds several {field} for {name!r}")
                 leaves[name] = leaf
-    (count,) = jax.tree.leaves(counts[0])  # of a flax.nnx.Variable, too
     nu_max: Any = joined.get("nu_max")
-    return ScaleByAmsgradState(count, joined["mu"], joined["nu"], nu_max)
+    return ScaleByAmsgradState(counts[0], joined["mu"], joined["nu"], nu_max)
 
 
 def join_for(state: Any, params: Any) -> ScaleByAmsgradState:
     """The moments by name of a state of this package, which must be those of ``params``."""
-    joined, leaves = join(state, OURS), leaves_of(params)
+    joined, leaves = join(state, _state.KINDS), leaves_of(params)
     for field in Moments._fields:
         same_names(f"{field} of the state", getattr(joined, field), leaves)
     return joined

@@ -27,7 +27,7 @@ def pair(
                 raise ValueError(
                     f"rename has {name!r}, which no parameter is called: those are {some(theirs)}"
                 )
-    leaves = list(leaves)
+    leaves = set(leaves)
     found: list[str | None] = []
     tried: list[str] = []
     first: dict[str, str] = {}
@@ -45,8 +45,9 @@ def pair(
 
 def require_all(leaves: Iterable[str], found: Sequence[str | None], theirs: Sequence[str]) -> None:
     """Raises if a leaf belongs to none of their names."""
+    paired = set(found)
     for leaf in leaves:
-        if leaf not in found:
+        if leaf not in paired:
             raise ValueError(
                 f"the parameter {leaf!r} is none of the optimizer's, which are {some(theirs)}; "
                 "leave out of params what is not trained, such as running means"

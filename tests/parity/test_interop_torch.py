@@ -96,6 +96,17 @@ def jax_steps(params, optimizer, state, first, count):
     return jax.jit(lambda *carry: jax.lax.scan(step, carry, stacked)[0])(params, state)
 
 
+def minimise(loss, optimizer, params, state, steps):
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
 def tensors_at_start(dtype=torch.float64):
     return {
         name: torch.tensor(array, dtype=dtype, requires_grad=True)
@@ -213,13 +224,7 @@ def test_a_module_with_named_parameters(tmp_path):
     optimizer = torch.optim.AdamW(module.named_parameters(), lr=0.01, amsgrad=True)
     x = torch.randn(16, 4, dtype=torch.float64)
 
-    def train(steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            module(x).square().mean().backward()
-            optimizer.step()
-
-    train(5)
+    torch_train(module, optimizer, 5, x)
     contents = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 5}
     torch.save(contents, tmp_path / "run.pt")
 
@@ -238,14 +243,8 @@ def test_a_module_with_named_parameters(tmp_path):
     ours = interop.optimizer_of(groups, params)
     opt_state = interop.set_moments(ours.init(params), state)
 
-    @jax.jit
-    def step(params, opt_state):
-        updates, opt_state = ours.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    for _ in range(N):
-        params, opt_state = step(params, opt_state)
-    train(N)
+    params, opt_state = minimise(loss, ours, params, opt_state, N)
+    torch_train(module, optimizer, N, x)
     np.testing.assert_allclose(params["0"]["kernel"].T, module[0].weight.detach(), rtol=1e-10)
     np.testing.assert_allclose(params["2"]["bias"], module[2].bias.detach(), rtol=1e-10)
 
@@ -389,13 +388,13 @@ def model_and_optimizer(frozen=(), steps=4, names=False, **options):
     return model, optimizer
 
 
-X = np.linspace(-1, 1, 24).reshape(8, 3)
+X = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3)
 
 
-def torch_train(model, optimizer, steps):
+def torch_train(model, optimizer, steps, x=X):
     for _ in range(steps):
         optimizer.zero_grad()
-        model(torch.tensor(X)).square().mean().backward()
+        model(x).square().mean().backward()
         optimizer.step()
 
 
@@ -415,19 +414,12 @@ def params_of(model, only=None):
 def jax_train(optimizer, params, rest, state, steps):
     def loss(params):
         whole = merge(rest, params)
-        x = X
+        x = X.numpy()
         for layer in (whole["embedding"], whole["blocks"]["0"], whole["blocks"]["1"]):
             x = jnp.tanh(x @ layer["weight"].T + layer["bias"])
         return jnp.mean((x @ whole["readout"]["weight"].T + whole["readout"]["bias"]) ** 2)
 
-    @jax.jit
-    def step(params, state):
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params, state
+    return minimise(loss, optimizer, params, state, steps)
 
 
 def merge(rest, params):
