@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 import amsgrad_jax
+from amsgrad_jax import diagnostics
 from benchmarks import machine, pages
 
 _B2: Final = 0.999
@@ -32,10 +33,11 @@ _GRID_SEEDS: Final = (100, 101)
 _SEEDS: Final = tuple(range(len(_RATES) * len(_GRID_SEEDS)))  # as many runs: one compilation
 _TRAIN, _HELD_OUT, _EPOCHS = 400, 64, 60  # structures, also to validate and to test on
 _UNITS: Final = ("energy, meV/atom", "forces, meV/Å")
+_ADAM: Final = "Adam"
 
 OPTIMIZERS: Final[MappingProxyType[str, Callable[..., Any]]] = MappingProxyType(
     {
-        "Adam": functools.partial(optax.adam, b2=_B2),
+        _ADAM: functools.partial(optax.adam, b2=_B2),
         "AMSGrad, PyTorch's convention": functools.partial(amsgrad_jax.amsgrad, b2=_B2),
         "AMSGrad, Optax's convention": functools.partial(
             amsgrad_jax.amsgrad, b2=_B2, convention="optax"
@@ -76,9 +78,20 @@ def errors(params: Any, data: Any) -> jax.Array:
     )
 
 
+def _slowdown(name: str, state: Any) -> jax.Array:
+    """How much the maximum shortens the last step of half of the parameters, at least: a factor."""
+    if name == _ADAM:
+        return jnp.ones(())
+    convention = "optax" if "Optax" in name else "pytorch"
+    report = diagnostics.max_report(
+        state, per="tree", quantiles=(0.5,), b2=_B2, convention=convention
+    )
+    return report["slowdown_q50"]
+
+
 @functools.partial(jax.jit, static_argnames="name")
-def _train(name: str, rates: jax.Array, starts: Any, batches: jax.Array, data: Any) -> jax.Array:
-    """Errors of many runs at once, shape (runs, held-out parts, 2)."""
+def _train(name: str, rates: jax.Array, starts: Any, batches: jax.Array, data: Any) -> Any:
+    """Errors of many runs at once, shape (runs, held-out parts, 2), and what slows them down."""
     train, *held_out = data
     decay = optax.cosine_decay_schedule(1.0, batches.shape[1])
 
@@ -94,14 +107,16 @@ def _train(name: str, rates: jax.Array, starts: Any, batches: jax.Array, data: A
             updates, state = optimizer.update(gradients, state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-        return jnp.stack([errors(params, part) for part in held_out])
+        (params, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+        return jnp.stack([errors(params, part) for part in held_out]), _slowdown(name, state)
 
     return jax.vmap(one)(rates, starts, batches)
 
 
-def runs(name: str, settings: Sequence[tuple[float, int]], data: Any, epochs: int) -> np.ndarray:
-    """The errors of runs with these learning rates and seeds."""
+def runs(
+    name: str, settings: Sequence[tuple[float, int]], data: Any, epochs: int
+) -> list[np.ndarray]:
+    """The errors of runs with these learning rates and seeds, and what slows them down."""
     starts, orders = [], []
     for _, seed in settings:
         start = jax.tree.map(lambda array: np.asarray(array, np.float32), example().init(seed))
@@ -111,7 +126,7 @@ def runs(name: str, settings: Sequence[tuple[float, int]], data: Any, epochs: in
         orders.append(np.concatenate([example().common.batches_of(n, size) for n in numbers]))
     rates = jnp.asarray([rate for rate, _ in settings], jnp.float32)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
-    return np.asarray(_train(name, rates, stacked, np.stack(orders), data))
+    return [np.asarray(one) for one in _train(name, rates, stacked, np.stack(orders), data)]
 
 
 def study(data: Any, epochs: int) -> list[dict[str, Any]]:
@@ -119,10 +134,10 @@ def study(data: Any, epochs: int) -> list[dict[str, Any]]:
     results = []
     for name in OPTIMIZERS:
         start = time.perf_counter()
-        grid = runs(name, list(itertools.product(_RATES, _GRID_SEEDS)), data, epochs)
+        grid, _ = runs(name, list(itertools.product(_RATES, _GRID_SEEDS)), data, epochs)
         forces = grid.reshape(len(_RATES), len(_GRID_SEEDS), 2, 2)[:, :, 0, 1].mean(axis=1)
         rate = _RATES[int(np.nanargmin(forces))]  # a run that diverged is not the best one
-        _, test = np.swapaxes(runs(name, [(rate, seed) for seed in _SEEDS], data, epochs), 0, 1)
+        ends, slowdown = runs(name, [(rate, seed) for seed in _SEEDS], data, epochs)
         results.append(
             {
                 "optimizer": name,
@@ -130,11 +145,13 @@ def study(data: Any, epochs: int) -> list[dict[str, Any]]:
                 "grid": [float(f"{value:.4g}") for value in forces],
                 "test": {
                     unit: [float(f"{value:.5g}") for value in column]
-                    for unit, column in zip(_UNITS, test.T, strict=True)
+                    for unit, column in zip(_UNITS, ends[:, 1].T, strict=True)
                 },
+                "slowdown": [float(f"{value:.4g}") for value in slowdown],
             }
         )
-        print(f"{name} ({time.perf_counter() - start:.0f} s)", flush=True)
+        shown = ", ".join(f"{value:.1f}" for value in forces)
+        print(f"{name}: {shown} ({time.perf_counter() - start:.0f} s)", flush=True)
     return results
 
 
