@@ -60,6 +60,7 @@ def energy(params, positions, structure):
     return jnp.sum(silu(h @ first["weight"].T + first["bias"]) @ last["weight"].T)
 
 
+@jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def predict(params, structure):
     """Energies and forces of structures."""
@@ -171,7 +172,8 @@ def draw(file, losses, before, ours, forces, differences):
     parity.set(xlabel="EMT, eV/Å", ylabel="network, eV/Å", title="Validation forces at the end")
     parity.legend()
     gap.plot(epochs[before:], differences, color="#0072B2")
-    gap.set(xlabel="epoch", yscale="log", title="Largest difference of forces / their scale")
+    gap.set(xlabel="epoch", ylabel="largest / the forces' scale", yscale="log")
+    gap.set(title="Difference of the forces")
     figure.savefig(file, dpi=100)
 
 

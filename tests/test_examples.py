@@ -17,7 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {"orbax_checkpoint": "ScaleByAmsgradState on .*id=1", "from_pytorch": "after 100 steps"}
 LINES = {  # the others: 40
     "from_pytorch": 60,
-    "interatomic_potential": 230,
+    "interatomic_potential": 231,
     "interatomic_potential_data": 70,
     "interatomic_potential_torch": 130,
     "multi_host": 146,
@@ -39,7 +39,7 @@ def run_python(*arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
