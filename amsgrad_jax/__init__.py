@@ -1,13 +1,13 @@
 """AMSGrad for JAX, written as Optax gradient transformations.
 
-Complete optimizers: `amsgrad`, `amsgradw`. For chains of your own: `scale_by_amsgrad`.
-Parameters in bfloat16: `stochastic_rounding`, `stochastic_apply_updates`.
-The published conventions: `PAPER`, `PYTORCH`, `KERAS`, `OPTAX`, and `Convention` for others.
-The states, and from one to another: `ScaleByAmsgradState`, `PackedAmsgradState`,
+Complete optimizers: `amsgrad`, `amsgradw`. For your own chains: `scale_by_amsgrad`.
+Stochastic rounding of bfloat16 parameters: `stochastic_rounding`, `stochastic_apply_updates`.
+Published conventions: `PAPER`, `PYTORCH`, `KERAS`, `OPTAX`; any other: `Convention`.
+Optimizer states: `ScaleByAmsgradState`, `PackedAmsgradState`; conversions between them:
 `convert_storage`, `convert_convention`.
 
-Modules, imported when they are first used: `diagnostics`, `interop`, `online`, `projections`,
-`remedies`, `schedules`, `sharding`.
+Modules, imported on first use: `diagnostics`, `interop`, `online`, `projections`, `remedies`,
+`schedules`, `sharding`.
 """
 
 from __future__ import annotations

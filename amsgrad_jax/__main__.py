@@ -33,19 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparsers private
     parser: argparse.ArgumentParser = commands.add_parser(
         "demo",
-        help="why AMSGrad exists, in figures",
+        help="compare Adam and AMSGrad on three experiments, with figures",
         description=demo.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small part of the steps: shows that it all works"
+        "--quick", action="store_true", help="run only a small part of the steps, as a check"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("demo-results"),
         metavar="DIR",
-        help="folder for the figures and results.json (default: %(default)s)",
+        help="folder for the figures and results.json, created if missing (default: %(default)s)",
     )
     parser.add_argument(
         "--only",
@@ -60,7 +60,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
         type=_integer(0, 2**32 - 1),
         default=0,
         metavar="N",
-        help="seed of all data, weights and batches (default: %(default)s)",
+        help="random seed of all data, weights and batches (default: %(default)s)",
     )
 
     def run(arguments: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
             # Better to learn now than after the work that nothing can be written there.
             tempfile.TemporaryFile(dir=out).close()
         except OSError as error:
-            parser.error(f"argument --out: {str(out)!r} is no usable folder: {error.strerror}")
+            parser.error(f"argument --out: {str(out)!r} is not a usable folder: {error.strerror}")
         demo.run(arguments.only, out=out, seed=arguments.seed, quick=arguments.quick)
         return 0
 
@@ -84,7 +84,7 @@ def _add_demo(commands: Any) -> None:  # argparse keeps the type of its subparse
 def _add_plan(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "plan",
-        help="bytes on each device of a large model",
+        help="print the memory per device of a large model's parameters and optimizer state",
         description=_plan.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,7 +93,7 @@ def _add_plan(commands: Any) -> None:
         type=_size,
         default=7e9,
         metavar="N",
-        help="number of parameters, about, such as 7e9 or 70B (default: 7e9)",
+        help="approximate number of parameters, such as 7e9 or 70B (default: 7e9)",
     )
     parser.add_argument(
         "--devices",
@@ -101,7 +101,7 @@ def _add_plan(commands: Any) -> None:
         nargs="+",
         default=[(8, 64, 512, 4096)],
         metavar="N",
-        help="numbers of devices, with spaces or commas between them (default: 8 64 512 4096)",
+        help="numbers of devices, separated by spaces or commas (default: 8 64 512 4096)",
     )
     parser.add_argument(
         "--storage",
@@ -109,13 +109,13 @@ def _add_plan(commands: Any) -> None:
         choices=(known := get_args(Storage)),
         default=known,
         metavar="NAME",
-        help="how the state is stored: %(choices)s (default: all)",
+        help="storages of the optimizer state to compare: %(choices)s (default: all)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of parameters and gradients: %(choices)s (default: %(default)s)",
+        help="dtype of parameters and gradients: %(choices)s (default: %(default)s)",
     )
 
     def run(arguments: argparse.Namespace) -> int:

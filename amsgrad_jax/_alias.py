@@ -1,4 +1,4 @@
-"""Complete optimizers for people in a hurry: `amsgrad` and `amsgradw`."""
+"""Complete optimizers: `amsgrad` and `amsgradw`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,40 @@ def amsgrad(
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AMSGrad: Adam with a second moment that never forgets its maximum.
+    r"""AMSGrad: Adam, divided by the root of the running maximum of its second moment.
 
     .. math::
 
         \theta_{t} = \theta_{t-1} - \alpha_t\, u_t
 
     with :math:`u_t` as in :func:`scale_by_amsgrad`. For PyTorch's ``weight_decay``,
-    which is an L2 penalty, put ``optax.add_decayed_weights`` in front of it in a chain;
-    for decoupled decay take :func:`amsgradw`.
+    which is an L2 penalty, put ``optax.add_decayed_weights`` before it in a chain;
+    for decoupled weight decay use :func:`amsgradw`.
 
     Args:
-      learning_rate: The step size :math:`\alpha_t`, not negative: a float, a scalar
-        array, or a schedule, called with the number of steps taken so far.
-      b1: See :func:`scale_by_amsgrad`, as for everything that follows.
-      b2: Decay rate of the average of squared gradients.
-      eps: Added to the root.
-      eps_root: Added under the root.
-      convention: Whose AMSGrad: ``"pytorch"``, ``"keras"``, ``"optax"``, ``"paper"``,
-        or a :class:`Convention`.
-      storage: What is kept of a parameter between steps: ``"full"``, 12 bytes, or
-        ``"packed"``, 4 bytes.
-      nesterov: Whether to use Nesterov momentum.
+      learning_rate: The step size :math:`\alpha_t`, not negative; 1e-3 is a common start. A
+        coordinate with steady gradients moves by about this much in each step. A float, a
+        scalar array, or a schedule, called with the number of steps taken so far (0 at first).
+      b1: Decay rate of the exponential moving average of the gradients (momentum), in [0, 1).
+        The average covers about 1 / (1 - b1) steps, 10 for 0.9. A float, a scalar array or a
+        schedule.
+      b2: Decay rate of the exponential moving average of the squared gradients, in [0, 1). The
+        average covers about 1 / (1 - b2) steps: 1,000 for 0.999, 100 for 0.99. A float, a
+        scalar array or a schedule.
+      eps: Added to the root in the denominator, in units of the gradient; not negative. A
+        coordinate whose gradients are well below ``eps`` takes smaller steps. 1e-8 is the
+        default of PyTorch and Optax, 1e-7 that of Keras. A float, a scalar array or a schedule.
+      eps_root: Added under the root, in units of the squared gradient; not negative. Keep 0,
+        unless you differentiate through steps near zero gradients. A float, a scalar array or a
+        schedule.
+      convention: Whose AMSGrad to reproduce: ``"pytorch"``, ``"keras"`` (with ``eps=1e-7``),
+        ``"optax"``, ``"paper"``, or a :class:`Convention`. They differ in the bias corrections
+        and in where ``eps`` is added.
+      storage: How the state is stored: ``"full"``, three float32 moments, 12 bytes per parameter
+        (24 in float64); or ``"packed"``, all three quantized into one 32-bit word, 4 bytes per
+        parameter, the two averages with stochastic rounding.
+      nesterov: Whether to use Nesterov momentum, as ``optax.nadam`` does. PyTorch's ``NAdam`` is
+        a different rule.
 
     Returns:
       The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
@@ -56,8 +68,8 @@ def amsgrad(
 
     Raises:
       TypeError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is not a number.
-      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative or NaN: a
-        number, or what a schedule returns where it can be looked at.
+      ValueError: As :func:`scale_by_amsgrad`, and if ``learning_rate`` is negative or not
+        finite. The value of a schedule is checked if it is concrete (outside of ``jit``).
 
     Examples:
       >>> import amsgrad_jax
@@ -108,20 +120,36 @@ def amsgradw(
     with :math:`u_t` as in :func:`scale_by_amsgrad`. ``update`` needs the parameters.
 
     Args:
-      learning_rate: The step size :math:`\alpha_t`, not negative: a float, a scalar
-        array, or a schedule, called with the number of steps taken so far.
-      b1: See :func:`scale_by_amsgrad`, as for ``b2``, ``eps`` and ``eps_root``.
-      b2: Decay rate of the average of squared gradients.
-      eps: Added to the root.
-      eps_root: Added under the root.
-      weight_decay: The decay :math:`\lambda`, not negative; multiplied by the learning
-        rate, as in PyTorch and optax.
-      mask: Which parameters decay: a tree of bools with the structure of the parameters
-        or a prefix of it, or a function from parameters to one. None is all of them.
-      convention: Whose AMSGrad; see :func:`scale_by_amsgrad`.
-      storage: What is kept of a parameter between steps: ``"full"``, 12 bytes, or
-        ``"packed"``, 4 bytes.
-      nesterov: Whether to use Nesterov momentum.
+      learning_rate: The step size :math:`\alpha_t`, not negative; 1e-3 is a common start. A
+        coordinate with steady gradients moves by about this much in each step. A float, a
+        scalar array, or a schedule, called with the number of steps taken so far (0 at first).
+      b1: Decay rate of the exponential moving average of the gradients (momentum), in [0, 1).
+        The average covers about 1 / (1 - b1) steps, 10 for 0.9. A float, a scalar array or a
+        schedule.
+      b2: Decay rate of the exponential moving average of the squared gradients, in [0, 1). The
+        average covers about 1 / (1 - b2) steps: 1,000 for 0.999, 100 for 0.99. A float, a
+        scalar array or a schedule.
+      eps: Added to the root in the denominator, in units of the gradient; not negative. A
+        coordinate whose gradients are well below ``eps`` takes smaller steps. 1e-8 is the
+        default of PyTorch and Optax, 1e-7 that of Keras. A float, a scalar array or a schedule.
+      eps_root: Added under the root, in units of the squared gradient; not negative. Keep 0,
+        unless you differentiate through steps near zero gradients. A float, a scalar array or a
+        schedule.
+      weight_decay: The decoupled weight decay :math:`\lambda`, not negative: each step subtracts
+        learning_rate * weight_decay * parameter, as in PyTorch and Optax. The default, 1e-2, is
+        that of PyTorch; ``optax.adamw`` has 1e-4. A float or a scalar array.
+      mask: Which parameters have weight decay: a tree of bools with the structure of the
+        parameters or a prefix of it, or a function from parameters to such a tree. None: all of
+        them. To exclude biases and normalization scales:
+        ``lambda params: jax.tree.map(lambda p: p.ndim > 1, params)``.
+      convention: Whose AMSGrad to reproduce: ``"pytorch"``, ``"keras"`` (with ``eps=1e-7``),
+        ``"optax"``, ``"paper"``, or a :class:`Convention`. They differ in the bias corrections
+        and in where ``eps`` is added.
+      storage: How the state is stored: ``"full"``, three float32 moments, 12 bytes per parameter
+        (24 in float64); or ``"packed"``, all three quantized into one 32-bit word, 4 bytes per
+        parameter, the two averages with stochastic rounding.
+      nesterov: Whether to use Nesterov momentum, as ``optax.nadam`` does. PyTorch's ``NAdam`` is
+        a different rule.
 
     Returns:
       The transformation; add its updates with ``optax.apply_updates``. They are in the dtypes of
@@ -129,12 +157,13 @@ def amsgradw(
 
     Raises:
       TypeError: As :func:`amsgrad`, if ``weight_decay`` is not a number, or if ``mask`` is, or
-        returns, something else than a tree of bools.
-      ValueError: As :func:`amsgrad`, if ``weight_decay`` is negative, if ``mask`` does not fit the
-        parameters, or if ``update`` is called without parameters or with others.
+        returns, anything but a tree of bools.
+      ValueError: As :func:`amsgrad`, if ``weight_decay`` is negative, if ``mask`` does not match
+        the parameters, or if ``update`` is called without parameters or with parameters that do
+        not match the updates.
 
     Examples:
-      Decay the kernels, not the biases:
+      Weight decay for the kernels, not for the biases:
 
       >>> import amsgrad_jax
       >>> import jax

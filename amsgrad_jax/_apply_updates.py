@@ -1,7 +1,7 @@
 """Training in bfloat16 without a float32 copy of the parameters: the sum is rounded stochastically.
 
-`stochastic_apply_updates` takes the place of ``optax.apply_updates``; `stochastic_rounding` is a
-link of a chain for libraries that apply updates themselves.
+`stochastic_apply_updates` replaces ``optax.apply_updates``; `stochastic_rounding` is the last
+transformation of a chain, for libraries that apply updates themselves.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ def stochastic_apply_updates(
 ) -> Any:
     r"""Adds updates to parameters; in bfloat16 the sum is rounded stochastically.
 
-    A number in bfloat16 has 8 binary digits. An update below half a unit of the last one,
-    :math:`2^{-9}` of the parameter, is lost by rounding to nearest, in every step anew. Here
+    A number in bfloat16 has 8 binary digits. Rounding to nearest loses every update smaller than
+    half a unit in the last place, such as all below :math:`2^{-9}` of the parameter. Here
 
     .. math::
 
         p_{t+1} = R(p_t + u_t), \qquad \mathbb{E}\, R(x) = x,
 
     where :math:`R(x)` is one of the two neighbours of :math:`x` in bfloat16, so that small
-    updates count in the mean. The random bits are a hash of the leaf's path, the element's
-    index and ``count``: a run repeats itself, and does not depend on shardings under ``jit``.
+    updates have the right effect on average. The random bits are computed from the leaf's path,
+    the element's index and ``count``: runs are reproducible, and under ``jit`` do not depend on
+    the sharding.
 
     Args:
-      params: Parameters of any dtypes. The sum is made in float32 for bfloat16 leaves; all
-        others are added as by ``optax.apply_updates``. None stays None.
-      updates: A tree like ``params``; leaves in float32 or bfloat16.
-      count: The number of the step, an integer scalar that differs from call to call.
-        :func:`stochastic_rounding` counts by itself.
+      params: A tree of parameters of any dtypes. For bfloat16 leaves the sum is computed in
+        float32 and rounded stochastically; other leaves are added as by
+        ``optax.apply_updates``. None stays None.
+      updates: The updates, a tree like ``params``; for bfloat16 leaves in float32 or bfloat16.
+      count: The number of the step, an integer scalar. It must differ from call to call, or the
+        random bits repeat. :func:`stochastic_rounding` counts by itself.
 
     Returns:
       The new parameters, in the dtypes of ``params``.
 
     Raises:
-      TypeError: If ``count`` is not an integer scalar; when it is differentiated.
+      TypeError: If ``count`` is not an integer scalar, or if the sum is differentiated.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -85,7 +87,7 @@ class StochasticRoundingState(NamedTuple):
 
 
 def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
-    r"""The last link of a chain that trains bfloat16 parameters, whoever applies its updates.
+    r"""Stochastic rounding of bfloat16 parameters, as the last transformation of a chain.
 
     Replaces an update :math:`u_t` of a parameter :math:`p_t` in bfloat16 by
 
@@ -94,19 +96,19 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
         u'_t = R(p_t + u_t) - p_t
 
     in float32, with :math:`R` of :func:`stochastic_apply_updates`. ``optax.apply_updates``
-    computes :math:`p_t + u'_t` in float32 and rounds it to the nearest bfloat16, which is
-    :math:`R(p_t + u_t)`, exactly. So do Flax's ``TrainState`` and ``nnx.Optimizer``, and
-    whatever else calls ``optax.apply_updates``. The updates of other parameters pass through.
+    computes :math:`p_t + u'_t` in float32 and rounds it to the nearest bfloat16, which is exactly
+    :math:`R(p_t + u_t)`. Flax's ``TrainState`` and ``nnx.Optimizer`` call
+    ``optax.apply_updates``, too. Updates of parameters in other dtypes are not changed.
 
     Put it last, outside of wrappers: ``optax.apply_if_finite`` does not allow updates to
-    change their dtype, and ``optax.flatten`` hides the dtypes of parameters from it.
+    change their dtype, and ``optax.flatten`` hides the dtypes of the parameters.
 
     Returns:
       A transformation whose ``update`` needs the parameters, with a
       :class:`StochasticRoundingState`.
 
     Raises:
-      TypeError: When it is differentiated.
+      TypeError: If an update is differentiated.
       ValueError: If ``update`` is called without parameters.
 
     Examples:
@@ -159,7 +161,7 @@ def _map(
     params: Any,
     updates: Any,
 ) -> Any:
-    """``function`` of path, parameter and update in bfloat16; ``otherwise`` of the others."""
+    """Applies ``function`` to the leaves of bfloat16 parameters, ``otherwise`` to all others."""
 
     def of_leaf(path: Any, param: Any, update: Any) -> Any:
         if param is None or update is None:

@@ -1,7 +1,7 @@
-"""Errors for bad input, raised at the earliest moment and written for a reader.
+"""Checks of the input, which raise as early as possible.
 
-Hyperparameters are checked where they are concrete; a traced one has no value to
-look at yet, only a shape and a dtype. Trees are checked while they are traced.
+The value of a hyperparameter is checked if it is concrete; a traced one has only a shape and a
+dtype. Trees are checked while they are traced.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def mask(value: Any) -> None:
 
 
 def masked(mask: Any, params: Any) -> list[bool]:
-    """What a mask, or a prefix of one, or a function that makes one, says of each parameter."""
+    """The bools of a mask, of a prefix of one, or of a function's result, for each parameter."""
     if _is_function_of_params(mask):
         mask = mask(params)
         _bools(f"{_MASK}; it returned something else", mask)
@@ -177,8 +177,8 @@ def beside(name: str, tree: Any, updates: Any) -> Any:
             pair for pair in pairs if jnp.shape(pair[0][1]) != jnp.shape(pair[1])
         )
         raise ValueError(
-            f"{name} must be a tree like the updates, but at {leaf_name!r} the one is "
-            f"{describe(leaf)} and the other {describe(update)}"
+            f"{name} must be a tree like the updates, but at {leaf_name!r} {name} has "
+            f"{describe(leaf)} and the updates have {describe(update)}"
         )
     return found
 
@@ -195,7 +195,7 @@ def state_of(kind: type[_Kind], value: Any) -> _Kind:
     """Returns ``value`` if it is a state of that kind, or raises."""
     if not isinstance(value, kind):
         raise TypeError(
-            f"state must be the {kind.__name__} that init made, got {type(value).__name__}"
+            f"state must be the {kind.__name__} that init returned, got {type(value).__name__}"
         )
     return value
 
@@ -311,5 +311,5 @@ def _find_mismatch(gradients: Any, stored: Any) -> None:
 
 
 def extra(name: str) -> str:
-    """How to install what an extra brings; no package index has this package yet."""
+    """How to install the packages of an extra; no package index has this package yet."""
     return f"run pip install '.[{name}]' in a clone of amsgrad-jax"

@@ -1,8 +1,8 @@
-"""The four published ways to finish AMSGrad's recursion, as data.
+"""The four published conventions of AMSGrad, as data.
 
 Every convention averages the gradient and its square in the same way. They
-differ in three decisions, and a `Convention` records exactly those three. The
-rule (`_rule.py`) turns them into scalar factors; nothing else branches on them.
+differ in three choices, and a `Convention` records exactly those three. The
+rule (`_rule.py`) turns them into scalar factors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ ConventionName: TypeAlias = Literal["paper", "pytorch", "keras", "optax"]
 
 @dataclass(frozen=True)
 class Convention:
-    r"""Where an AMSGrad corrects the bias of its moments and where ``eps`` stands.
+    r"""Where bias corrections are applied and where ``eps`` is added.
 
-    With :math:`m_t, v_t` the raw averages, :math:`c_1 = 1 - \beta_1^t` and
+    With :math:`m_t, v_t` the uncorrected averages, :math:`c_1 = 1 - \beta_1^t` and
     :math:`c_2 = 1 - \beta_2^t`, the update direction is
 
     .. math::
@@ -29,20 +29,21 @@ class Convention:
         x_t = \max(x_{t-1},\ v_t / k), \qquad
         u_t = \frac{m_t / a}{\sqrt{x_t + \epsilon_\text{root}} \,/\, s + \epsilon}
 
-    where :math:`a` is :math:`c_1` or 1, and :math:`k` and :math:`s` are
-    :math:`\sqrt{c_2}`, :math:`c_2` or 1 as the fields say. Four constants hold the
-    published combinations: :data:`PAPER`, :data:`PYTORCH`, :data:`KERAS` and
-    :data:`OPTAX`.
+    where :math:`a` is :math:`c_1` or 1, :math:`k` is :math:`c_2` or 1, and :math:`s` is
+    :math:`\sqrt{c_2}` or 1, depending on the fields; with ``eps_on="raw_root"``,
+    :math:`\epsilon` is divided by :math:`s`, too. Four constants are the published
+    combinations: :data:`PAPER`, :data:`PYTORCH`, :data:`KERAS` and :data:`OPTAX`.
 
     Args:
-      correct_mu: Whether the first moment is divided by :math:`1 - \beta_1^t`.
-      correct_nu: Where the second moment is divided by :math:`1 - \beta_2^t`:
-        ``"never"``; ``"before_max"``, so that the maximum runs over corrected
-        moments and the first gradient alone sets a floor under it; or
-        ``"after_max"``, so that the maximum runs over raw moments.
-      eps_on: What ``eps`` is added to when the correction comes after the maximum:
-        ``"corrected_root"`` (:math:`\sqrt{x_t}/\sqrt{c_2} + \epsilon`) or
-        ``"raw_root"`` (:math:`(\sqrt{x_t} + \epsilon)/\sqrt{c_2}`). Without a
+      correct_mu: Whether the first moment is divided by :math:`1 - \beta_1^t`. Without this
+        correction the first updates are smaller.
+      correct_nu: Where the second moment is divided by :math:`1 - \beta_2^t`. ``"never"``
+        (paper): nowhere. ``"before_max"`` (Optax): the maximum is taken over corrected moments,
+        so a large first gradient keeps the steps small for the rest of the run.
+        ``"after_max"`` (PyTorch, Keras): the maximum is taken over uncorrected moments.
+      eps_on: What ``eps`` is added to if the correction is applied after the maximum:
+        ``"corrected_root"`` (:math:`\sqrt{x_t}/\sqrt{c_2} + \epsilon`, PyTorch) or
+        ``"raw_root"`` (:math:`(\sqrt{x_t} + \epsilon)/\sqrt{c_2}`, Keras). Without a
         correction after the maximum the two are the same.
 
     Raises:
@@ -72,13 +73,13 @@ class Convention:
 
 
 PAPER: Final = Convention(correct_mu=False, correct_nu="never")
-"""Algorithm 2 of the paper, without bias correction (the paper has no ``eps`` either)."""
+"""Algorithm 2 of the paper: no bias correction. The paper has no ``eps``; that is ``eps=0.0``."""
 
 PYTORCH: Final = Convention(correct_mu=True, correct_nu="after_max")
 """``torch.optim.Adam(amsgrad=True)`` and ``AdamW(amsgrad=True)``; the default here."""
 
 KERAS: Final = Convention(correct_mu=True, correct_nu="after_max", eps_on="raw_root")
-"""``keras.optimizers.Adam(amsgrad=True)``, also TensorFlow's."""
+"""``keras.optimizers.Adam(amsgrad=True)``, also TensorFlow's; its ``eps`` is 1e-7 by default."""
 
 OPTAX: Final = Convention(correct_mu=True, correct_nu="before_max")
 """``optax.amsgrad`` with its defaults."""
@@ -87,7 +88,7 @@ _NAMED: Final = {"paper": PAPER, "pytorch": PYTORCH, "keras": KERAS, "optax": OP
 
 
 def resolve(convention: str | Convention) -> Convention:
-    """Returns the convention that a user named, or the one that they built."""
+    """Returns the convention of that name, or the given :class:`Convention`."""
     if isinstance(convention, Convention):
         return convention
     known = get_args(ConventionName)

@@ -1,4 +1,4 @@
-"""The state of a running optimizer in another storage or in another convention."""
+"""Conversion of the state of a running optimizer to another storage or convention."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ def convert_storage(state: AmsgradState, storage: Literal["packed"]) -> PackedAm
 @overload
 def convert_storage(state: _State, storage: Storage) -> _State: ...
 def convert_storage(state: Any, storage: Storage) -> Any:
-    r"""Stores the moments in the state of a running optimizer in another way.
+    r"""Converts the state of a running optimizer to full or packed storage.
 
-    From ``"packed"`` to ``"full"`` nothing is lost: the moments are the numbers that the words
-    stand for. From ``"full"`` to ``"packed"`` they are rounded to nearest: with
-    :math:`x_t` for ``nu_max``, the root of ``nu_max`` by at most 1/32 of itself, the root of
-    ``nu`` by at most :math:`2^{-11} \sqrt{x_t}`, ``mu`` by at most 1/32 of itself and
-    :math:`2^{-13} \sqrt{x_t}`. A maximum below ``nu``, as after a reset, becomes ``nu``.
-    Works under ``jit`` and ``vmap`` and keeps shardings.
+    From ``"packed"`` to ``"full"`` is exact: the moments are the decoded words. From ``"full"``
+    to ``"packed"`` the moments are rounded to nearest. With :math:`x_t` for ``nu_max``, the
+    errors are at most 1/32 of the root of ``nu_max``, :math:`2^{-11} \sqrt{x_t}` in the root of
+    ``nu``, and 1/32 of ``mu`` plus :math:`2^{-13} \sqrt{x_t}` in ``mu``. A maximum below ``nu``,
+    as after a reset, becomes ``nu``. Works under ``jit`` and ``vmap`` and keeps shardings.
 
     Args:
       state: A :class:`ScaleByAmsgradState` or :class:`PackedAmsgradState`, or any tree that
-        holds some, such as the state of a chain.
-      storage: ``"full"`` or ``"packed"``, as the optimizer has it that is to continue.
+        contains some, such as the state of a chain.
+      storage: ``"full"`` or ``"packed"``: the storage of the optimizer that continues the run.
 
     Returns:
-      The state, with a :class:`ScaleByAmsgradState` or a :class:`PackedAmsgradState` in the
+      The same tree, with a :class:`ScaleByAmsgradState` or a :class:`PackedAmsgradState` in
       place of each. Moments that were packed are in float32.
 
     Raises:
       TypeError: If a moment is complex and ``storage`` is ``"packed"``, or if the state was cast
         to another dtype.
-      ValueError: If ``storage`` is unknown, or if ``state`` holds no state of this package.
+      ValueError: If ``storage`` is unknown, or if ``state`` contains no state of this package.
 
     Examples:
       >>> import amsgrad_jax
@@ -74,40 +73,45 @@ def convert_convention(
     from_convention: ConventionName | Convention,
     to_convention: ConventionName | Convention,
 ) -> _State:
-    r"""Carries a state of this package over to another convention.
+    r"""Converts the state of a running optimizer to another convention.
 
-    Only ``nu_max`` can differ: where :math:`v_t` is corrected before the maximum, as in
-    ``"optax"``, it is a maximum :math:`\hat x_t` of corrected moments; elsewhere a maximum
-    :math:`x_t` of raw ones. From one to the other, in either direction,
+    Only ``nu_max`` can differ. If :math:`v_t` is corrected before the maximum, as in
+    ``"optax"``, it is the maximum :math:`\hat x_t` of corrected moments; otherwise it is the
+    maximum :math:`x_t` of uncorrected ones. In either direction
 
     .. math::
 
         x_t = (1 - \beta_2^{t+1})\, \hat x_t
 
     so that the next step, number :math:`t + 1`, has the same denominator: it divides by
-    the root of :math:`\max(\hat x_t, v_{t+1} / (1 - \beta_2^{t+1}))`, or, when it is
-    corrected after the maximum, of :math:`\max(x_t, v_{t+1}) / (1 - \beta_2^{t+1})`.
+    the root of :math:`\max(\hat x_t, v_{t+1} / (1 - \beta_2^{t+1}))`, or, with the
+    correction after the maximum, of :math:`\max(x_t, v_{t+1}) / (1 - \beta_2^{t+1})`.
+
     Between ``"optax"`` and ``"pytorch"`` that step is the same up to rounding, for
-    ``eps_root = 0``. The steps after it are not, because each convention follows the
-    maximum of its own quantity from then on; that matters less the smaller :math:`\beta_2^t` is.
-    For ``"keras"`` and ``"paper"`` the next step is as different as their use of ``eps``
-    and their missing correction make it. A packed maximum is rounded once more.
+    ``eps_root = 0``. The steps after it differ, because each convention then takes the
+    maximum of its own quantity. The difference is smaller the later you convert, as
+    :math:`\beta_2^t` is smaller. With ``"keras"`` and ``"paper"`` the next step differs only by
+    their use of ``eps`` and, for ``"paper"``, by the missing bias corrections. In a packed state
+    the maximum is rounded once more.
 
     Args:
-      state: A state of this package, or any tree that holds some, such as the state of a
+      state: A state of this package, or any tree that contains some, such as the state of a
         chain. Several runs stacked, as by ``jax.vmap(optimizer.init)``, have counts with
-        leading axes; each is converted with its own.
-      b2: The decay rate at the next step, in [0, 1).
-      from_convention: The convention of ``state``: a name or a :class:`.Convention`.
-      to_convention: The convention of what is returned.
+        leading axes; each run is converted with its own count.
+      b2: The optimizer's ``b2``, in [0, 1), such as 0.999; with a schedule, its value at the
+        next step. Used only if exactly one of the two conventions corrects before the maximum.
+      from_convention: The convention of ``state``: a name, such as ``"optax"``, or a
+        :class:`.Convention`.
+      to_convention: The convention of the optimizer that continues the run: a name or a
+        :class:`.Convention`.
 
     Returns:
-      The state, with another ``nu_max`` where the conventions need it.
+      The same tree, with ``nu_max`` converted where the two conventions differ in it.
 
     Raises:
       TypeError: If ``b2`` is not a number, or if the state was cast to another dtype.
-      ValueError: If there is no state of this package in ``state``, if ``b2`` is out of its
-        range, if a convention is unknown, or if the leading axes of a count are not those of
+      ValueError: If ``state`` contains no state of this package, if ``b2`` is out of its range,
+        if a convention is unknown, or if the leading axes of a count do not match those of
         the moments.
 
     Examples:

@@ -1,5 +1,5 @@
-"""The names of leaves: `"dense/kernel"`, in reports, in errors, and where other libraries' states
-are read and written.
+"""The names of leaves, such as `"dense/kernel"`: for reports, for errors, and for the states of
+other libraries.
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-r"""The packed storage: the three moments of a parameter in one 32-bit word, and back.
+r"""Packed storage: encodes the three moments of a parameter in one 32-bit word, and decodes them.
 
 ====== ======================== =============================================================
 bits   what                     how
 ====== ======================== =============================================================
 31     sign of :math:`m`
-30..19 :math:`\sqrt{x}`         the bits of a float32 but its last 19: 8 of exponent, 4 of
+30..19 :math:`\sqrt{x}`         the bits of a float32 without its last 19: 8 of exponent, 4 of
                                 mantissa; rounded to nearest
 18..8  :math:`\sqrt{v} / s`     fixed point, in units of :math:`2^{-10}`; stochastic rounding
 7..0   :math:`|m| / s`          a float of 4 bits of mantissa with an offset of :math:`2^{-8}`,
                                 up to 248; stochastic rounding
 ====== ======================== =============================================================
 
-where :math:`m, v, x` are ``mu``, ``nu``, ``nu_max`` and :math:`s` is the power of two next
-below the rounded :math:`\sqrt{x}`. So the upper half of a word is a float32 by itself: 0 where
-nothing was seen, NaN where something was not finite. A root of :math:`2^{64}`, the largest there
-is, stands for an infinite maximum.
+where :math:`m, v, x` are ``mu``, ``nu``, ``nu_max`` and :math:`s` is the largest power of two not
+above the rounded :math:`\sqrt{x}`. The upper bits of a word are thus those of a float32: 0 before
+the first gradient, NaN if a moment was not finite. A root of :math:`2^{64}`, the largest one,
+decodes to an infinite maximum.
 
-The maximum makes room for the others: :math:`v \le x`, and by Cauchy and Schwarz
-:math:`|m| \le c \sqrt{v}`, so that neither needs an exponent over the range of float32. A scale
-that is a power of two is divided by exactly, and without a division. The maximum is rounded to
-nearest, because rounding keeps order: the maximum of rounded numbers is the rounded maximum,
-whatever the number of steps. The averages move by less than a unit in a step; rounded to nearest
-they would stand still. They are rounded stochastically, which leaves the expectation right: of
-:math:`m`, and of the root of :math:`v`. The square of that root is too large by :math:`f(1-f)` of a
-squared unit for a fraction :math:`f`. To subtract its mean, 1/6, would be wrong: each step starts
-from a stored number, so that :math:`f` is near 0 or 1 where :math:`v` moves slowly.
+:math:`v \le x`, and by Cauchy and Schwarz :math:`|m| \le c \sqrt{v}`: so both are stored relative
+to the maximum, without an exponent for the whole range of float32. The scale is a power of two, so
+dividing by it is exact and needs no division. The maximum is rounded to nearest. As rounding is
+monotone, the maximum of rounded numbers is the rounded maximum, whatever the number of steps. The
+averages change by less than a unit in a step, and rounding to nearest would undo that. With
+stochastic rounding the expectations of :math:`m` and of the root of :math:`v` are right. The square
+of that root is too large by :math:`f(1-f)` of a squared unit for a fraction :math:`f`. Subtracting
+the mean of that, 1/6, would be wrong: each step starts from a stored number, so that :math:`f` is
+near 0 or 1 if :math:`v` changes slowly.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def check_decay_rates(b1: Any, b2: Any) -> None:
     room = 1 - b1**2 / b2 if b2 > 0 else 1.0 if b1 == 0 else 0.0
     if room <= 0 or (1 - b1) / math.sqrt((1 - b2) * room) > _LARGEST_RATIO:
         raise ValueError(
-            f"b1 = {b1!r} and b2 = {b2!r} do not fit storage='packed': it holds mu as a share of "
+            f"b1 = {b1!r} and b2 = {b2!r} do not fit storage='packed': it stores mu relative to "
             "√nu_max, for which b1**2 must be less than b2 and (1-b1)/√((1-b2)(1-b1**2/b2)) at "
             f"most {_LARGEST_RATIO:g}; storage='full' takes any b1 and b2"
         )
@@ -110,7 +110,7 @@ def pack(
 
 
 def unpack(word: jax.Array) -> Moments:
-    """The float32 moments that words stand for."""
+    """The float32 moments that words decode to."""
     s = as_float(word & _SCALE)  # with the sign of mu, which its square loses
     fixed = (word >> _NU_AT & _NU).astype(jnp.int32).astype(jnp.float32)
     size = _rounding.restore_bits((word & _SIZE) + _SIZE_FIRST, _SIZE_DROPPED) - _SIZE_OFFSET
@@ -123,7 +123,7 @@ def unpack(word: jax.Array) -> Moments:
 
 
 def rounded_max(nu_max: jax.Array) -> jax.Array:
-    """What a maximum becomes in a word: the same for all that lie within one code."""
+    """The maximum as a word stores it, rounded."""
     return _nu_max(_root_bits(nu_max))
 
 

@@ -1,18 +1,18 @@
-"""The command `plan`: bytes on each device of a model that need not fit here.
+"""Memory per device of a large model: parameters, gradients and optimizer state.
 
-The model is like GPT: 32,768 tokens, and layers of 4 kernels (d, 3d), (d, d), (d, 4d) and (4d, d)
-with two norms of d, in all
+The model is like GPT: an embedding of 32,768 tokens, and layers of 4 kernels (d, 3d), (d, d),
+(d, 4d) and (4d, d) with two norms of d, in all
 
     32768 d + layers (12 d² + 2 d) + d    parameters.
 
-The width d is the power of two next to 128 times the number of layers; as many layers as come next
-to the number that was asked for.
+The width d is a power of two, about 128 times the number of layers. The number of layers is the one
+that comes closest to the requested number of parameters.
 
-On each of n devices, with N parameters of s bytes, stand s N bytes of parameters, s N of
-gradients, and the state: each array's bytes divided by n where n divides one of its dimensions
-(ZeRO, stage 1), whole where it does not. Without ZeRO they are whole. The state has 12 bytes per
-parameter in full storage and 4 in packed; 3 s in optax.amsgrad, which has the moments in the dtype
-of the parameters. Activations are not counted.
+With N parameters of s bytes, each of n devices has s N bytes of parameters, s N bytes of
+gradients, and its part of the state. With ZeRO, stage 1, an array of the state is divided by n if n
+divides one of its dimensions; otherwise, and without ZeRO, every device has all of it. The state
+takes 12 bytes per parameter in full storage, 4 in packed storage, and 3 s in optax.amsgrad, whose
+moments have the dtype of the parameters. Activations are not counted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GB: Final = 1e9
 
 
 class Model(NamedTuple):
-    """Shapes of what a model has once, those of a layer, and the number of layers."""
+    """Shapes of the parameters outside of the layers, those of one layer, and the layer count."""
 
     once: dict[str, Any]
     layer: dict[str, Any]

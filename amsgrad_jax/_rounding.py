@@ -1,8 +1,8 @@
 """Rounding float32 to fewer bits: to nearest, or stochastically without a random key.
 
-The random bits are a hash of where an element stands (its index, its leaf) and of the number
-of the step. So nothing is kept between steps, a run repeats itself bit by bit, and an element
-has the same bits however its array is split over devices.
+The random bits are a hash of the leaf's path, the element's index and the number of the step. So
+there is no random state, runs are bitwise reproducible, and the bits of an element do not depend
+on how its array is split over devices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def salt(path: Any) -> np.uint32:
 
 
 class Step(NamedTuple):
-    """What the random bits of all leaves share in a step: uint32 scalars."""
+    """The part of the random bits that is common to all leaves in a step: uint32 scalars."""
 
     advance: jax.Array
     zero: jax.Array
@@ -73,9 +73,8 @@ def as_float(bits: jax.Array) -> jax.Array:
 def drop_bits(values: jax.Array, dropped: int, bits: jax.Array | np.uint32) -> jax.Array:
     """Float32 values that are not negative, as integers without their last ``dropped`` bits.
 
-    A value is rounded up if the dropped part is larger than the upper bits of ``bits`` have
-    it; with uniform bits its expectation is the value itself. The last step below infinity
-    can become infinite.
+    The upper bits of ``bits`` are added to the dropped part, and the carry rounds up; with uniform
+    bits the expectation is the value itself. Values just below infinity can become infinite.
     """
     return (as_bits(values) + (bits >> np.uint32(32 - dropped))) >> np.uint32(dropped)
 
@@ -86,7 +85,7 @@ def restore_bits(codes: jax.Array, dropped: int) -> jax.Array:
 
 
 def to_bfloat16(values: jax.Array, bits: jax.Array | np.uint32) -> jax.Array:
-    """Float32 ``values`` in bfloat16; finite ones stay finite, others stay what they are."""
+    """Float32 ``values`` in bfloat16; finite ones stay finite, others do not change."""
     largest = jnp.float32(jnp.finfo(jnp.bfloat16).max)
     codes = drop_bits(jnp.minimum(jnp.abs(values), largest), 16, bits)
     rounded = restore_bits(codes, 16)

@@ -1,10 +1,10 @@
-"""AMSGrad for one array. The recursion is written here and nowhere else.
+"""AMSGrad for one array: the recursion and the update.
 
-All that the conventions and the step number change is scalars. They are computed once per
-step (`coefficients`). What remains for each array is one formula without branches on the
-convention: `advance` takes the moments one step further, `direction` makes the update of them.
-Packed moments advance by `averages`; their maximum is one of words, in `_packed.py`. Reports and
-projections ask for the `denominator`, too.
+The conventions and the step number change only scalars, which are computed once per step
+(`coefficients`). Each array then needs one formula without branches on the convention: `advance`
+computes the new moments, `direction` the update from them. For packed moments `averages` computes
+the two averages; their maximum is taken of words, in `_packed.py`. Reports and projections use
+the `denominator`, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Number: TypeAlias = float | jax.Array
 
 
 class Moments(NamedTuple):
-    """The three moments of one array, as numbers."""
+    """The three moments of one array, decoded."""
 
     mu: jax.Array
     nu: jax.Array
@@ -30,19 +30,19 @@ class Moments(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    r"""What all arrays of one dtype share in step :math:`t`.
+    r"""The scalars of step :math:`t`, common to all arrays of one dtype.
 
     Numerator and denominator of the update are both multiplied by the correction
     :math:`1 - \beta_1^t` of the first moment. That saves a rounding in each element
-    and leaves of every convention the form
+    and gives every convention the form
 
     .. math::
 
         x_t = \max(x_{t-1},\ \text{max\_scale} \cdot v_t), \qquad
         u_t = \frac{m_t}{\text{root\_scale} \cdot \sqrt{x_t + \text{eps\_root}} + \text{eps}}
 
-    where Nesterov momentum puts :math:`\text{mu\_scale} \cdot m_t + (1-\beta_1) g_t` in the
-    place of :math:`m_t`.
+    where Nesterov momentum replaces :math:`m_t` by
+    :math:`\text{mu\_scale} \cdot m_t + (1-\beta_1) g_t`.
     """
 
     b1: jax.Array
@@ -57,7 +57,7 @@ class Coefficients(NamedTuple):
 
 
 def correction(beta: Number, t: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    r""":math:`1 - \beta^t`; computed as it stands it would lose four digits in float32."""
+    r""":math:`1 - \beta^t` by ``expm1``: the plain formula would lose four digits in float32."""
     if not isinstance(beta, jax.Array):  # in double precision, whatever `dtype` is
         if beta == 0:
             return jnp.ones_like(t)
@@ -125,7 +125,7 @@ def coefficients(
 def averages(
     gradient: jax.Array, mu: jax.Array, nu: jax.Array, c: Coefficients
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The two averages after one more gradient, and what the maximum is taken with."""
+    """The two averages after one more gradient, and the value to take the maximum with."""
     if jnp.iscomplexobj(gradient):
         square = jnp.square(gradient.real) + jnp.square(gradient.imag)
     else:
@@ -142,9 +142,9 @@ def advance(gradient: jax.Array, moments: Moments, c: Coefficients) -> Moments:
 
 
 def denominator(nu_max: jax.Array, c: Coefficients) -> tuple[jax.Array, jax.Array]:
-    """What the momentum is divided by, never 0, and where nothing has been seen yet.
+    """The denominator, never 0, and a mask of the coordinates without a gradient so far.
 
-    There the root is 0, and counts as 1: it would have an infinite slope, and 0/0 be a NaN.
+    Their root is 0, and is replaced by 1: its slope would be infinite, and 0/0 would be NaN.
     """
     radicand = nu_max + c.eps_root
     unseen = radicand == 0  # lets a NaN pass, so that it is seen

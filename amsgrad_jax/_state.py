@@ -1,8 +1,8 @@
-"""The two states of AMSGrad: what they hold, their moments leaf by leaf, and where they are.
+"""The two optimizer states, full and packed: their moments leaf by leaf, and their place in a tree.
 
-A storage is a class of its own, so that a state says by its structure what it is. Whatever reads
-moments asks `leaf_moments`, and whatever changes them `map_moments`, of either class. The states
-inside the state of a chain, a mask, a partition or a wrapper are found by `find_states`.
+Each storage has its own class, so that the structure of a state tells the storage. Code that reads
+moments uses `leaf_moments`, code that changes them `map_moments`; both accept either class. The
+states inside the state of a chain, a mask, a partition or a wrapper are found by `find_states`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from amsgrad_jax import _checks, _names, _packed
 from amsgrad_jax._rule import Moments
 
 Storage: TypeAlias = Literal["full", "packed"]
-"""How a state holds its moments: in 12 or in 4 bytes per parameter."""
+"""How a state stores its moments: in 12 or in 4 bytes per parameter."""
 
 
 class ScaleByAmsgradState(NamedTuple):
-    """State of :func:`scale_by_amsgrad` with ``storage="full"``; the names are those of optax.
+    """State of :func:`scale_by_amsgrad` with ``storage="full"``; field names as in Optax.
 
     Args:
-      count: Number of steps taken, an int32 scalar.
-      mu: Average of the gradients, a tree like the parameters.
-      nu: Average of the squared gradients, a real tree like the parameters.
+      count: Number of steps taken so far, an int32 scalar.
+      mu: Exponential moving average of the gradients: a tree like the parameters, in float32
+        (float64 for float64 parameters).
+      nu: Exponential moving average of the squared gradients, without bias correction: a tree
+        like the parameters, real also for complex ones.
       nu_max: Running maximum of ``nu`` (in the ``"optax"`` convention, of the
-        bias-corrected ``nu``), a tree like ``nu``.
-
-    The moments are in float32, in float64 for float64 parameters.
+        bias-corrected ``nu``): a tree like ``nu``.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
@@ -45,10 +45,10 @@ class PackedAmsgradState(NamedTuple):
     """State of :func:`scale_by_amsgrad` with ``storage="packed"``.
 
     Args:
-      count: Number of steps taken, an int32 scalar.
-      packed: The three moments of each parameter in one uint32, a tree like the parameters.
-        The words are not numbers: :func:`convert_storage` makes a
-        :class:`ScaleByAmsgradState` of them.
+      count: Number of steps taken so far, an int32 scalar.
+      packed: The three moments of each parameter, quantized into one uint32 word: a tree like
+        the parameters. The words are bit patterns, not values: :func:`convert_storage` decodes
+        them into a :class:`ScaleByAmsgradState`.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (of tuple)
@@ -122,7 +122,7 @@ def numbers(stored: Stored) -> Moments:
 def from_leaves(
     count: jax.Array, stored: list[Stored], storage: Storage, unflatten: Callable[[Any], Any]
 ) -> AmsgradState:
-    """The state that holds this for each leaf; the way back from :func:`stored_leaves`."""
+    """The state made of what is stored for each leaf; the inverse of :func:`stored_leaves`."""
     if storage == "packed":
         return PackedAmsgradState(count, unflatten(stored))
     return ScaleByAmsgradState(
@@ -169,14 +169,14 @@ def _packed_with_room(moments: Moments) -> jax.Array:
 
 
 def check(state: Any, storage: Storage, gradients: Any = None) -> None:
-    """Raises unless this is an unharmed state of that storage."""
+    """Raises unless this is a state of that storage whose dtypes were not changed."""
     if not isinstance(state, KINDS):
         raise TypeError(_refusal(state, gradients))
     if storage_of(state) != storage:
         raise TypeError(
             f"state is a {type(state).__name__}, of storage={storage_of(state)!r}, but the "
-            f"optimizer has storage={storage!r}: amsgrad_jax.convert_storage(state, {storage!r}) "
-            "makes the one of the other"
+            f"optimizer has storage={storage!r}: convert it with "
+            f"amsgrad_jax.convert_storage(state, {storage!r})"
         )
     for field, tree in state._asdict().items():
         kind = "count" if field == "count" else storage
@@ -188,7 +188,7 @@ def check(state: Any, storage: Storage, gradients: Any = None) -> None:
                 where = f" of {name!r}" if name else ""
                 raise TypeError(
                     f"state.{field}{where} is {dtype}, expected {expected}: the state was cast. "
-                    "Cast parameters, not states; amsgrad_jax.convert_storage makes a state of "
+                    "Cast parameters, not states; amsgrad_jax.convert_storage converts a state to "
                     "the other storage"
                 )
 
@@ -224,7 +224,7 @@ def _refusal(state: Any, gradients: Any) -> str:
         return (
             f"{got} of {type_names(kinds - {type(state)})}, the state of another chain or wrapper"
         )
-    return f"{got}; states of other libraries come in through amsgrad_jax.interop"
+    return f"{got}; amsgrad_jax.interop converts states of other libraries"
 
 
 def check_one_run(state: Any) -> None:
@@ -276,12 +276,12 @@ def require_states(tree: Any) -> list[tuple[str, AmsgradState]]:
     """:func:`find_states`, or raises if there is none."""
     found = find_states(tree)
     if not found:
-        hint = "states of other libraries come in through amsgrad_jax.interop"
+        hint = "amsgrad_jax.interop converts states of other libraries"
         keys = {key for path, _ in jax.tree_util.tree_leaves_with_path(tree) for key in path}
         if keys & {jax.tree_util.DictKey("nu_max"), jax.tree_util.DictKey("packed")}:
             hint = (
-                "its fields are there without their class, as in nnx.state(optimizer): "
-                "pass the state itself, of an nnx.Optimizer its opt_state"
+                "it has the fields of one without their class, as in nnx.state(optimizer): "
+                "pass the state itself, for an nnx.Optimizer its opt_state"
             )
         raise ValueError(
             "found no amsgrad_jax.ScaleByAmsgradState or PackedAmsgradState in the state, only "

@@ -1,4 +1,4 @@
-"""The rule over a pytree of parameters: `scale_by_amsgrad`."""
+"""AMSGrad over a pytree of parameters: `scale_by_amsgrad`."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ def scale_by_amsgrad(
     storage: Storage = "full",
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Rescales gradients by AMSGrad, without a learning rate and without a sign.
+    r"""Rescales gradients by AMSGrad, for use in a chain.
 
-    For gradients :math:`g_t`, :math:`t = 1, 2, \ldots`, element by element,
+    It applies neither a learning rate nor a minus sign: add ``optax.scale_by_learning_rate``
+    after it. For gradients :math:`g_t`, :math:`t = 1, 2, \ldots`, element by element,
 
     .. math::
 
@@ -73,45 +74,51 @@ def scale_by_amsgrad(
         u_t &= \frac{m_t / (1-\beta_1^t)}
                {\sqrt{x_t + \epsilon_\text{root}} / \sqrt{1-\beta_2^t} + \epsilon}
 
-    in the default convention, PyTorch's; :class:`Convention` says how the others
-    correct the moments. The update of a coordinate that has only had zero gradients
-    is 0 for every ``eps``, and so is its derivative while ``eps_root`` is 0.
+    in the default convention, PyTorch's. See :class:`Convention` for the others. The update of
+    a coordinate that has only had zero gradients is 0 for every ``eps``, and so is its
+    derivative while ``eps_root`` is 0.
 
-    The arithmetic is in float32 (float64 for float64 parameters) whatever the dtype of the
-    gradients and the storage of the moments. With ``storage="packed"`` the moments are rounded
-    into the new word first, and :math:`u_t` is computed of what the word stands for. Updates
-    come back in the dtype of the gradients. For complex gradients :math:`v_t` is real, as in
-    optax; PyTorch treats the two parts as two parameters.
+    The arithmetic is in float32 (float64 for float64 parameters), whatever the dtype of the
+    gradients and the storage of the moments. With ``storage="packed"`` the new moments are
+    first rounded into the word; :math:`u_t` is then computed from the moments that the word
+    decodes to. Updates are returned in the dtype of the gradients. For complex gradients
+    :math:`v_t` is real, as in Optax; PyTorch treats the two parts as two parameters.
 
     Args:
-      b1: Decay rate of the average of gradients, in [0, 1): a float, a scalar array, or
-        a schedule, called with the number of steps taken so far, as everywhere in
-        optax. Bias is corrected with the current value, :math:`1-\beta_{1,t}^t`.
-      b2: Decay rate of the average of squared gradients, likewise. Python floats are
-        more accurate than arrays: :math:`1-\beta_2` is then formed in double precision.
-      eps: Added to the root, in units of the gradient; not negative. Likewise.
-      eps_root: Added under the root, in units of the squared gradient; not negative.
-        Likewise. Needed only to differentiate through steps near zero gradients.
-      convention: ``"pytorch"``, ``"keras"``, ``"optax"``, ``"paper"``, or a
-        :class:`Convention`.
-      storage: What is kept of a parameter between steps: ``"full"``, the three moments in
-        float32, 12 bytes (24 in float64); or ``"packed"``, one 32-bit word for all three, 4
-        bytes, rounded stochastically. ``"packed"`` is for real parameters, needs
-        :math:`\beta_1^2 < \beta_2`, and raises when it is differentiated.
-      nesterov: Whether to use Nesterov momentum, in the meaning of ``optax.nadam``.
+      b1: Decay rate of the exponential moving average of the gradients, in [0, 1): a float, a
+        scalar array, or a schedule, called with the number of steps taken so far. The average
+        covers about 1 / (1 - b1) steps, 10 for 0.9. The bias correction uses the current value,
+        :math:`1-\beta_{1,t}^t`.
+      b2: Decay rate of the exponential moving average of the squared gradients, in [0, 1): a
+        float, a scalar array or a schedule. The average covers about 1 / (1 - b2) steps, 1,000
+        for 0.999. Prefer a Python float: :math:`1-\beta_2` is then computed in double precision.
+      eps: Added to the root in the denominator, in units of the gradient; not negative. A
+        coordinate whose gradients are well below ``eps`` gets smaller updates. A float, a scalar
+        array or a schedule.
+      eps_root: Added under the root, in units of the squared gradient; not negative. Keep 0,
+        unless you differentiate through steps near zero gradients. A float, a scalar array or a
+        schedule.
+      convention: Whose AMSGrad to reproduce: ``"pytorch"``, ``"keras"`` (with ``eps=1e-7``),
+        ``"optax"``, ``"paper"``, or a :class:`Convention`.
+      storage: How the state is stored: ``"full"``, the three moments in float32, 12 bytes per
+        parameter (24 in float64); or ``"packed"``, all three quantized into one 32-bit word, 4
+        bytes per parameter, the two averages with stochastic rounding. ``"packed"`` is for real
+        parameters, needs :math:`\beta_1^2 < \beta_2`, and cannot be differentiated.
+      nesterov: Whether to use Nesterov momentum, as ``optax.nadam`` does. PyTorch's ``NAdam`` is
+        a different rule.
 
     Returns:
-      A transformation whose ``init`` takes parameters and returns a
+      A transformation. Its ``init`` takes parameters and returns a
       :class:`ScaleByAmsgradState`, or a :class:`PackedAmsgradState` if ``storage`` is
-      ``"packed"``, and whose ``update`` takes gradients and that state;
-      parameters are not needed, extra arguments are ignored.
+      ``"packed"``. Its ``update`` takes gradients and that state; parameters are not needed,
+      extra arguments are ignored.
 
     Raises:
-      TypeError: If an argument, a parameter or a gradient is of the wrong type, or if a state
-        is of another storage or was cast to other dtypes.
-      ValueError: If an argument is out of its range or unknown, if gradients do not
-        match the state: in their tree, or in the shape of a leaf, or if the state holds
-        several runs, which need ``jax.vmap``.
+      TypeError: If an argument, a parameter or a gradient is of the wrong type, if a state is
+        of the other storage or was cast to other dtypes, or if packed storage is differentiated.
+      ValueError: If an argument is out of its range or unknown, if the tree or the shapes of the
+        gradients do not match the state, or if the state has several runs stacked, which need
+        ``jax.vmap``.
 
     Examples:
       >>> import amsgrad_jax
@@ -178,7 +185,7 @@ def unrounded(
     storage: Storage,
     nesterov: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_amsgrad` with updates in the dtype of the arithmetic, for more of it."""
+    """:func:`scale_by_amsgrad` with updates in the dtype of the arithmetic, not yet cast."""
     hyperparameters = {
         name: _checks.hyperparameter_or_schedule(name, value)
         for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("eps_root", eps_root))

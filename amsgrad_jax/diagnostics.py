@@ -1,8 +1,8 @@
-r"""What the maximum does to a run: a report, a way to keep it up to date, and a picture.
+r"""Effect of the running maximum: a report, a wrapper that computes it in training, and a plot.
 
-:func:`max_report` reads the state of an optimizer, :func:`watch` does so every so many steps
-within a compiled loop, :func:`plot` draws reports as a map of leaves and time. What to do
-about what they show is in :mod:`amsgrad_jax.remedies`.
+:func:`max_report` reads the state of an optimizer, :func:`watch` does so at regular intervals
+within a compiled loop, :func:`plot` draws reports as a heat map over leaves and steps. The
+remedies are in :mod:`amsgrad_jax.remedies`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Report: TypeAlias = dict[str, jax.Array]
-"""Float32 scalars by what they are of, ``"dense/kernel/binding"`` say; flat, for a logger."""
+"""A flat dict of float32 scalars, with keys such as ``"dense/kernel/binding"``; for a logger."""
 
 # A maximum less than 1 % above nu is not called one that binds: rounding alone, of the bias
 # correction or of a packed nu (0.2 % next to its maximum), makes differences below that.
@@ -68,74 +68,79 @@ def max_report(
     eps_root: jax.typing.ArrayLike = 0.0,
     convention: _conventions.ConventionName | _conventions.Convention = "pytorch",
 ) -> Report:
-    r"""Says how much the running maximum holds back the coordinates of a run.
+    r"""Reports how much the running maximum slows down each part of a model.
 
-    A coordinate moves slower than Adam would let it by the factor
+    A coordinate moves slower than with Adam by the factor
 
     .. math::
 
         s = \sqrt{\max(x_t, v_t) / v_t} \ge 1
 
-    where :math:`x_t` is ``nu_max`` and :math:`v_t` is ``nu``, in the ``"optax"`` convention
-    bias-corrected. For every leaf, group or tree there are these figures, float32 scalars:
+    where :math:`x_t` is ``nu_max`` and :math:`v_t` is ``nu``, bias-corrected in the ``"optax"``
+    convention. For every leaf or group, or for the whole tree, there are these figures, float32
+    scalars:
 
     ==================== ===============================================================
-    ``binding``          share of coordinates where :math:`x_t > 1.01\, v_t`
-    ``frozen``           share where :math:`s` is at least the argument ``frozen``
-    ``nonfinite``        share with a moment that is infinite or NaN
-    ``untouched``        share that has never had a gradient: all moments are 0
-    ``slowdown_q50``     :math:`s` that half of the coordinates do not exceed; likewise for
-                         the other ``quantiles``
-    ``slowdown_max``     largest :math:`s`
-    ``step_size_q50``    only with ``learning_rate``: quantiles of the factor
-                         :math:`\alpha / (\sqrt{\hat x_t} + \epsilon)` that the (corrected)
-                         first moment had in the last step
+    ``binding``          fraction of coordinates with :math:`x_t > 1.01\, v_t`
+    ``frozen``           fraction whose :math:`s` is at least the argument ``frozen``
+    ``nonfinite``        fraction with a moment that is infinite or NaN
+    ``untouched``        fraction that has never had a gradient: all moments are 0
+    ``slowdown_q50``     the median of :math:`s`; other ``quantiles`` accordingly
+    ``slowdown_max``     the largest :math:`s`
+    ``step_size_q50``    only with ``learning_rate``: quantiles of
+                         :math:`\alpha / (\sqrt{\hat x_t} + \epsilon)`, the factor of the
+                         (corrected) first moment in the last step
     ==================== ===============================================================
 
-    Shares are of all coordinates. Coordinates that are not finite count in no other figure,
-    and untouched ones have no :math:`s` and no step size; where none has, these figures are 0.
+    Fractions are of all coordinates. Coordinates that are not finite count in no other figure.
+    Untouched ones have no :math:`s` and no step size; if no coordinate has one, these figures
+    are 0.
 
-    Shares and the largest :math:`s` are exact and take one pass over the state. Quantiles are
-    read off a histogram with 32 bins an octave, and so up to 3 % too low, never too high; of
-    leaves with more than 16,381 coordinates it counts as many evenly spaced ones. The rank of a
-    quantile is then within 0.4 % of all coordinates (one standard deviation), of which heavy
-    tails make more than 0.4 % in value; and the quantile 1 is the largest of the sample.
+    Fractions and the largest :math:`s` are exact and take one pass over the state. Quantiles come
+    from a histogram with 32 bins per factor of two, so they are up to 3 % too low, never too high.
+    Leaves with more than 16,381 coordinates are sampled at that many evenly spaced ones: the rank
+    of a quantile is then off by 0.4 % of all coordinates (one standard deviation), on heavy tails
+    its value can be off by more, and the quantile 1 is the largest of the sample.
 
-    Of a packed state :math:`s` is that of the rounded :math:`\sqrt{x_t}`, which a step divides
-    by: off by up to 3 %, and not above 2,048. There ``binding`` counts what is above the
-    rounded :math:`1.01\, v_t`.
+    For a packed state, :math:`s` is computed from the rounded :math:`\sqrt{x_t}`, which a step
+    divides by: it is off by up to 3 %, and at most 2,048. ``binding`` then counts the coordinates
+    whose maximum is above the rounded :math:`1.01\, v_t`.
 
     Outside of ``jit`` this compiles once for each shape of a leaf, inside once for each leaf.
-    Within ``jax.shard_map`` it adds up over the axes that a leaf is split over: the report is that
-    of the whole arrays, on every device. What a leaf is split over is part of its type, from JAX
-    0.7 on, and with ``check_vma`` on; without that, each device reports its part.
+    Within ``jax.shard_map`` the figures are reduced over the axes that a leaf is split over, so
+    every device has the report of the whole arrays. This needs JAX 0.7 and ``check_vma``, the
+    default; otherwise each device reports its own part.
 
     Args:
       state: Any tree with a state of AMSGrad in it, full or packed. If it has several, each is
-        reported under its path in ``state``. Of a ``flax.nnx.Optimizer``, its ``opt_state``.
-      per: ``"leaf"``, ``"tree"`` for one set of figures, or a function from a leaf's path,
-        such as ``"dense/kernel"``, to the name of a group.
-      quantiles: Which quantiles, in (0, 1]. 0.999 gives ``slowdown_q99.9``.
-      frozen: From which :math:`s` on a coordinate is called frozen; at least 1.
-      learning_rate: The step size :math:`\alpha_t`: a number, or a schedule, called as it was
-        in the last step.
-      b2: As given to the optimizer, and so for ``eps``, ``eps_root`` and ``convention``: needed
-        with ``learning_rate``. The state does not know them.
-      eps: Added to the root.
-      eps_root: Added under the root.
-      convention: Together with ``b2`` also needed without ``learning_rate`` where the maximum is
-        of the corrected ``nu``, as in ``"optax"``.
+        reported under its path in ``state``. For a ``flax.nnx.Optimizer``, pass its ``opt_state``.
+      per: ``"leaf"`` for a set of figures for each leaf, ``"tree"`` for one set for all, or a
+        function from a leaf's path, such as ``"dense/kernel"``, to the name of its group.
+      quantiles: The quantiles to report, numbers in (0, 1]. 0.5 gives ``slowdown_q50``, 0.999
+        gives ``slowdown_q99.9``.
+      frozen: A coordinate counts as frozen if its slowdown :math:`s` is at least this; at least
+        1, by default 100.
+      learning_rate: The optimizer's step size :math:`\alpha_t`: a number, or a schedule, called
+        with the count of the last step. None: the report has no step sizes.
+      b2: The optimizer's ``b2``, in [0, 1), which its state does not contain. Used for step
+        sizes, and for every figure in the ``"optax"`` convention.
+      eps: The optimizer's ``eps``, not negative, in units of the gradient. Used for step sizes
+        only.
+      eps_root: The optimizer's ``eps_root``, not negative, in units of the squared gradient. Used
+        for step sizes only.
+      convention: The optimizer's convention: a name or a :class:`.Convention`. Used for step
+        sizes; always pass it for ``"optax"``, whose maximum is of the bias-corrected ``nu``.
 
     Returns:
-      A flat dict that a logger takes, such as ``{"dense/kernel/binding": ...}``. The keys depend
-      on the structure of ``state`` and the arguments only. Leaves without elements are left out.
+      A flat dict for a logger, such as ``{"dense/kernel/binding": ...}``. The keys depend only on
+      the structure of ``state`` and on the arguments. Leaves without elements are left out.
 
     Raises:
-      TypeError: If an argument is of the wrong type, ``per`` returns no name, or the state was
-        cast to other dtypes.
-      ValueError: If there is no state of AMSGrad in ``state``, an argument is out of its range,
-        two leaves or two states have the same name, as in ``{"a/b": ..., "a": {"b": ...}}``, or
-        a leaf has more than 4,294,967,295 elements.
+      TypeError: If an argument is of the wrong type, ``per`` does not return a string, or the
+        state was cast to other dtypes.
+      ValueError: If ``state`` contains no state of AMSGrad, an argument is out of its range, two
+        leaves or two states have the same name, as in ``{"a/b": ..., "a": {"b": ...}}``, a leaf
+        has more than 4,294,967,295 elements, or ``state`` has several runs stacked.
 
     Examples:
       One gradient was 100 times as large as the others, 40 steps ago:
@@ -233,7 +238,7 @@ def max_report(
 
 
 class _Measured(NamedTuple):
-    """What is to know of a leaf, and of a group of leaves."""
+    """The counts of a leaf, or of a group of leaves."""
 
     counts: dict[str, jax.Array]  # "size" is one of them
     slowdown_max: jax.Array
@@ -391,9 +396,9 @@ class WatchState(NamedTuple):
 
     Args:
       count: Number of updates so far, an int32 scalar.
-      figures: The last report, one figure after the other, a float32 vector:
-        :func:`last_report` makes the report of it.
-      names: A checksum of what the figures are called, a uint32 scalar.
+      figures: The values of the last report, a float32 vector; :func:`last_report` returns
+        them with their names.
+      names: A checksum of the names of the figures, a uint32 scalar.
       inner_state: State of the watched transformation.
     """
 
@@ -410,36 +415,37 @@ def watch(
     every: int,
     report: Callable[[optax.OptState], Report] = max_report,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps a report on a transformation's state inside of its state.
+    """Wraps a transformation and keeps its latest report in the state.
 
-    After every ``every`` updates the report is made anew, under ``jax.lax.cond``: in the other
-    steps it costs nothing. A training loop logs :func:`last_report` without knowing where in the
-    state the moments are.
+    Every ``every`` updates the report is computed again, under ``jax.lax.cond``; the other steps
+    do not pay for it. A training loop logs :func:`last_report`, wherever in the state the moments
+    are.
 
-    The report is kept as numbers without names. So the state has one structure wherever it is
-    made, and goes into a ``flax.nnx.Optimizer``, into ``jax.shard_map`` with parameters split, and
-    through ``optax.tree.map_params``.
+    The report is stored as numbers without names. So the state has the same structure everywhere,
+    and works in a ``flax.nnx.Optimizer``, in ``jax.shard_map`` with split parameters, and with
+    ``optax.tree.map_params``.
 
-    Like ``optax.apply_if_finite`` it wraps. ``optax.snapshot`` and ``optax.monitor``, which
-    stand in a chain, see the updates and not the state of their neighbours.
+    It is a wrapper, like ``optax.apply_if_finite``. ``optax.snapshot`` and ``optax.monitor`` are
+    members of a chain: they see the updates, not the state of the other members.
 
     Args:
-      transformation: What to watch: an optimizer, or the chain around it.
-      every: Number of updates from one report to the next, at least 1.
-      report: Makes the report of the state of ``transformation``: :func:`max_report`, if its
-        defaults do not fit wrapped in ``functools.partial``; or any function of a state that
-        returns real arrays of unchanging shapes. They are kept in float32. In ``shard_map`` it
-        must return the same on all devices, as :func:`max_report` does.
+      transformation: The optimizer to watch, or a chain that contains it.
+      every: Number of updates from one report to the next, an int of at least 1, such as 100.
+        The larger, the less time reports take.
+      report: Function from the state of ``transformation`` to the report: :func:`max_report`, in
+        ``functools.partial`` for other arguments, or your own function that returns real arrays
+        of constant shapes. They are stored in float32. In ``shard_map`` it must return the same
+        on all devices, as :func:`max_report` does.
 
     Returns:
       The transformation, with the same updates and a :class:`WatchState`. Until the first report
-      all figures are 0; without parameters there are none.
+      all figures are 0. For a tree without parameters the report is empty.
 
     Raises:
       TypeError: If an argument is of the wrong type; in ``update``, if the state is not a
         :class:`WatchState`.
       ValueError: If ``every`` is less than 1; in ``init``, what ``report`` raises; in ``update``,
-        if the state is one of another report.
+        if the state was made with a report of another size.
 
     Examples:
       >>> import functools
@@ -515,19 +521,20 @@ def watch(
 def last_report(
     state: optax.OptState, report: Callable[[optax.OptState], Report] = max_report
 ) -> Report:
-    """The last report that :func:`watch` has made.
+    """Returns the last report that :func:`watch` computed.
 
     Args:
-      state: A :class:`WatchState`, or any tree with one in it, such as the state of a chain or the
-        ``opt_state`` of a ``flax.nnx.Optimizer``. Under ``jit`` as well.
-      report: As given to :func:`watch`. It is not computed; it says what the figures are called.
+      state: A :class:`WatchState`, or any tree with exactly one in it, such as the state of a
+        chain or the ``opt_state`` of a ``flax.nnx.Optimizer``; also under ``jit``.
+      report: The function that was given to :func:`watch`. It is not computed; only the names
+        and shapes of its figures are used.
 
     Returns:
-      The report, in float32; all figures are 0 before the first.
+      The report, in float32. Before the first report all figures are 0.
 
     Raises:
-      ValueError: If there is no :class:`WatchState` in ``state`` or several are, or the one there
-        is of another report.
+      ValueError: If ``state`` contains no :class:`WatchState` or several, or one that was made
+        with another report.
 
     Examples:
       >>> import amsgrad_jax
@@ -568,7 +575,7 @@ def last_report(
 
 
 def _checksum(shapes: Any) -> np.uint32:
-    """Tells apart reports whose figures have different names."""
+    """A checksum of the names and shapes of the figures."""
     named = [
         f"{jax.tree_util.keystr(path)} {leaf.shape}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -577,23 +584,23 @@ def _checksum(shapes: Any) -> np.uint32:
 
 
 def plot(reports: Mapping[int, Mapping[str, Any]], figure: str = "slowdown_q90") -> Figure:
-    """Draws one figure of reports as a map: leaves downwards, time to the right, colour for it.
+    """Draws one figure of several reports as a heat map: a row per leaf, a column per report.
 
-    Slowdowns and step sizes are on a logarithmic scale, shares on a linear one.
+    The colour scale is logarithmic for slowdowns and step sizes, linear for fractions.
 
     Args:
-      reports: Reports of :func:`max_report` by the number of the step, all with the same keys
+      reports: A dict from step numbers to reports of :func:`max_report`, all with the same keys
         for ``figure``.
-      figure: Which of the figures.
+      figure: Name of the figure to draw, such as ``"slowdown_q90"`` or ``"binding"``.
 
     Returns:
-      A matplotlib figure; ``save`` it with its ``savefig``.
+      A matplotlib figure; its method ``savefig`` writes a file.
 
     Raises:
-      ImportError: If matplotlib is missing.
-      TypeError: If ``reports`` are not reports by finite numbers.
-      ValueError: If there are no reports, none of their keys is for ``figure``, or they have
-        different ones.
+      ImportError: If matplotlib is not installed.
+      TypeError: If ``reports`` is not a dict from numbers to reports of real scalars.
+      ValueError: If there are no reports, a step is not finite, no key is for ``figure``, or the
+        reports have different keys for it.
 
     Examples:
       >>> from amsgrad_jax import diagnostics

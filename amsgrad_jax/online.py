@@ -1,8 +1,9 @@
-"""Online convex optimisation: the game, its regret, and the paper's bounds on it.
+"""Online convex optimization: the rounds, the regret, and the paper's bounds on it.
 
-In each round a point is chosen, then a convex loss is revealed and paid, and its gradient
-is taken there. The regret is what that cost beyond the best fixed point in hindsight.
-Playing is JAX; regret and bounds are numpy in float64, on the host.
+In each round the optimizer chooses a point; then a convex loss is revealed, and its value and
+gradient at that point are computed. The regret is the sum of these losses minus that of the best
+fixed point in hindsight. Rounds are computed by JAX; regret and bounds by NumPy in float64, on
+the host.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ _CHUNK: Final = 100_000
 
 
 class Rounds(NamedTuple):
-    """What was played; every leaf is a numpy array with one entry for each round.
+    """Result of :func:`play`; every leaf is a NumPy array with one entry for each round.
 
     Args:
-      points: The points :math:`x_1, x_2, \\ldots`, each chosen before its loss was known.
-      losses: What they cost, :math:`f_t(x_t)`.
-      recorded: What ``record`` returned after each round.
+      points: The points :math:`x_1, x_2, \\ldots`, each chosen before its loss was known: a tree
+        like the start, with a first axis of rounds.
+      losses: The loss of each point, :math:`f_t(x_t)`, shape (rounds,).
+      recorded: The values that ``record`` returned after each round; None without ``record``.
     """
 
     points: Any
@@ -65,7 +67,7 @@ def play(
     record: Callable[[Any, Any], Any] = _nothing,
     progress: Callable[[int], object] | None = None,
 ) -> Rounds:
-    r"""Plays an optimizer against a stream of losses.
+    r"""Runs an optimizer on a stream of losses, one step for each.
 
     .. math::
 
@@ -74,35 +76,36 @@ def play(
     where :math:`u_t` is the optimizer's update for the gradient of
     :math:`f_t = \text{loss}(\cdot, z_t)` at :math:`x_t`. The paper projects in the metric of
     :math:`\sqrt{\hat v_t}`, which is diagonal: on a box every diagonal metric gives the
-    plain clipping of ``optax.projections.projection_box``. For another set, let the
-    optimizer do it, or pass a projection and know that its metric is another.
+    plain clipping of ``optax.projections.projection_box``. For other sets, use
+    :func:`.projected` as the optimizer, or pass a projection, whose metric then differs from the
+    paper's.
 
-    100,000 rounds run in one compiled call, on JAX's default device; for a few numbers,
-    ``with jax.default_device(jax.local_devices(backend="cpu")[0])`` is the fast one.
+    100,000 rounds run in one compiled call, on JAX's default device. For points of a few numbers
+    a CPU is faster: ``with jax.default_device(jax.local_devices(backend="cpu")[0])``.
 
     Args:
-      optimizer: Any transformation of Optax that ends in a step, as :func:`.amsgrad`.
+      optimizer: A complete optimizer, learning rate and sign included, such as :func:`.amsgrad`.
       loss: ``loss(x, z)``, a real scalar, convex in ``x``, differentiable by JAX.
-      stream: The data :math:`z_1, z_2, \ldots`: arrays, or a tree of arrays, whose first
-        axis counts the rounds.
-      start: The first point: any tree of floating point arrays. Outside of the set it is
-        projected first.
+      stream: The data :math:`z_1, z_2, \ldots`: an array or a tree of arrays, whose first axis
+        is that of the rounds.
+      start: The start, projected onto the set to get the first point: any tree of real floating
+        point arrays.
       project: The projection :math:`\Pi` onto the set, from a point to a point of equal
-        shapes and dtypes.
-      record: What to keep of each round: ``record(gradient, state)`` is asked after each
-        update, and returns a tree of arrays.
-      progress: Called with a number of rounds each time so many more have been played,
-        for example the ``update`` of a ``tqdm`` bar.
+        shapes and dtypes. By default there is no constraint.
+      record: ``record(gradient, state)``, called after each update; it returns a tree of arrays
+        to keep of that round. By default nothing is kept.
+      progress: Called with the number of rounds since its last call, every 100,000 rounds, for
+        example the ``update`` of a ``tqdm`` bar.
 
     Returns:
-      The :class:`Rounds`.
+      The points, the losses, and what ``record`` returned, as :class:`Rounds`.
 
     Raises:
-      TypeError: If ``optimizer`` is not a transformation, another argument not a function where
-        one is needed, ``start`` has leaves that are not real and floating point, or
-        ``stream`` has leaves that are not numbers.
-      ValueError: If ``stream`` is empty or its leaves disagree on the number of rounds;
-        if ``project`` changes a tree, a shape or a dtype; or if ``loss`` is no scalar.
+      TypeError: If ``optimizer`` is not a transformation, ``loss``, ``project``, ``record`` or
+        ``progress`` is not a function, ``start`` has leaves that are not real and floating point,
+        or ``stream`` has leaves that are not numbers.
+      ValueError: If ``stream`` is empty or its leaves differ in the number of rounds; if
+        ``project`` changes the tree, a shape or a dtype; or if ``loss`` does not return a scalar.
 
     Examples:
       The three-step example of the paper's Theorem 1, with C = 3:
@@ -213,7 +216,7 @@ def _signature(tree: Any) -> Any:
 
 
 def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
-    r"""For every t, how much more the rounds so far cost than the best fixed point, over t.
+    r"""The average regret after each round: the regret so far, divided by the number of rounds.
 
     .. math::
 
@@ -221,10 +224,10 @@ def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
             - \min_x \sum_{s=1}^{t} f_s(x) \Big)
 
     Args:
-      losses: What was paid in each round, shape (rounds,).
-      best: What the best fixed point would have paid in all rounds up to each one, shape
-        (rounds,), as from :func:`best_linear` or :func:`best_quadratic`. For a fixed
-        comparator ``u`` of your own, ``np.cumsum`` of its losses.
+      losses: The loss of each round, shape (rounds,), such as ``losses`` of :class:`Rounds`.
+      best: The cumulative loss of the best fixed point for the rounds so far, shape (rounds,), as
+        returned by :func:`best_linear` or :func:`best_quadratic`. For a fixed comparator of your
+        own, pass ``np.cumsum`` of its losses.
 
     Returns:
       The average regret after each round, float64 of shape (rounds,).
@@ -254,7 +257,7 @@ def average_regret(losses: np.ndarray, best: np.ndarray) -> np.ndarray:
 def best_linear(
     slopes: np.ndarray, lower: jax.typing.ArrayLike, upper: jax.typing.ArrayLike
 ) -> np.ndarray:
-    r"""What the best fixed point of a box pays for linear losses :math:`\langle z_s, x \rangle`.
+    r"""The loss of the best fixed point of a box, for linear losses :math:`\langle z_s, x \rangle`.
 
     .. math::
 
@@ -262,12 +265,13 @@ def best_linear(
             = \sum_i \min(l_i S_{t,i},\ u_i S_{t,i}), \qquad S_t = \sum_{s \le t} z_s
 
     Args:
-      slopes: The :math:`z_s`, finite, shape (rounds, ...).
-      lower: The lower ends of the box, finite, broadcast to the shape of a point.
-      upper: The upper ends, likewise.
+      slopes: The slopes :math:`z_s`, finite, shape (rounds, ...).
+      lower: The lower bounds of the box, finite, broadcast to the shape of a point.
+      upper: The upper bounds of the box, finite, not below ``lower``, broadcast to the shape of a
+        point.
 
     Returns:
-      The cost up to each round, float64 of shape (rounds,).
+      The cumulative loss after each round, float64 of shape (rounds,).
 
     Raises:
       TypeError: If an argument is not an array of real numbers.
@@ -295,15 +299,15 @@ def best_quadratic(
     lower: jax.typing.ArrayLike = -math.inf,
     upper: jax.typing.ArrayLike = math.inf,
 ) -> np.ndarray:
-    r"""What the best fixed point of a box pays for separable quadratic losses.
+    r"""The loss of the best fixed point of a box, for separable quadratic losses.
 
     .. math::
 
         \min_{l \le x \le u} \sum_{s \le t} \sum_i \tfrac12 a_{s,i} (x_i - c_{s,i})^2
 
-    In each coordinate it is the mean of the centers, weighted by the curvatures, clipped. The
-    sum of squares around the mean grows from round to round by what is never negative, so that
-    nothing cancels, however far the centers are from 0:
+    In each coordinate the best point is the mean of the centers, weighted by the curvatures and
+    clipped to the box. The sum of squares around the mean is updated by terms that are never
+    negative, so there is no cancellation, however far the centers are from 0:
 
     .. math::
 
@@ -311,13 +315,14 @@ def best_quadratic(
         W_t = \sum_{s \le t} a_s
 
     Args:
-      curvatures: The :math:`a_s`, positive and finite, shape (rounds, ...).
-      centers: The :math:`c_s`, finite, of the same shape.
-      lower: The lower ends of the box, broadcast to the shape of a point.
-      upper: The upper ends, likewise.
+      curvatures: The curvatures :math:`a_s`, positive and finite, shape (rounds, ...).
+      centers: The centers :math:`c_s`, finite, of the same shape as ``curvatures``.
+      lower: The lower bounds of the box, broadcast to the shape of a point; -inf means no bound.
+      upper: The upper bounds of the box, not below ``lower``, broadcast to the shape of a point;
+        inf means no bound.
 
     Returns:
-      The cost up to each round, float64 of shape (rounds,).
+      The cumulative loss after each round, float64 of shape (rounds,).
 
     Raises:
       TypeError: If an argument is not an array of real numbers.
@@ -421,15 +426,14 @@ def regret_bound(
                 \sum_i \lVert g_{1:T,i} \rVert_2
 
     with :math:`\alpha_t = \alpha/\sqrt{t}`, :math:`\beta_1 = \beta_{11}` and
-    :math:`\gamma = \beta_1/\sqrt{\beta_2} < 1`, where :math:`\beta_{1t}` never rises. It holds
-    for the convention ``"paper"``, that step size, convex losses, and a set on which the
-    projection is that of the metric :math:`\sqrt{\hat v_t}`. Divide by T for a bound on the
-    average regret.
+    :math:`\gamma = \beta_1/\sqrt{\beta_2} < 1`, if :math:`\beta_{1t}` never increases. It is valid
+    for the convention ``"paper"``, that step size, convex losses, and the projection in the
+    metric :math:`\sqrt{\hat v_t}`. Divide by T for a bound on the average regret.
 
-    A schedule that rises somewhere has half of the first term and twice the middle one, with
-    :math:`\beta_1 = \max_{t \le T} \beta_{1t}`. For the proof sums, with
-    :math:`c_t = \sqrt{\hat v_t}/\alpha_t` and :math:`r_t = 1/(1-\beta_{1t})`, the increases of
-    :math:`c_t r_t`, and as :math:`c_t` never falls,
+    For a schedule that increases in some step, the first term is half as large and the middle one
+    twice as large, with :math:`\beta_1 = \max_{t \le T} \beta_{1t}`. The proof sums the increases
+    of :math:`c_t r_t`, with :math:`c_t = \sqrt{\hat v_t}/\alpha_t` and
+    :math:`r_t = 1/(1-\beta_{1t})`; as :math:`c_t` never decreases,
 
     .. math::
 
@@ -437,24 +441,26 @@ def regret_bound(
             \le \frac{c_t - c_{t-1}}{1-\beta_1} + \frac{\beta_{1t}\, c_t}{1-\beta_1}.
 
     Args:
-      gradients: The gradients :math:`g_t`, a tree of real arrays of shape (rounds, ...).
-      nu_max: The maxima :math:`\hat v_t` after each round, a tree like ``gradients``.
-      alpha: The first step size, positive.
-      b1: What the optimizer was given: a number, or a schedule, which may fall and rise.
-      b2: Decay rate of the average of squared gradients, in (0, 1).
-      diameter: The largest distance of two points of the set in one coordinate,
-        :math:`D_\infty`; of the box [-1, 1] it is 2.
-      eps: What the optimizer was given; the bound then has
-        :math:`\sqrt{\hat v} + \epsilon` for :math:`\sqrt{\hat v}`.
+      gradients: The gradients :math:`g_t`, finite: a tree of real arrays of shape (rounds, ...).
+      nu_max: The running maxima :math:`\hat v_t` after each round, which never decrease: a tree
+        like ``gradients``.
+      alpha: The first step size :math:`\alpha`, positive; that of step t is alpha / sqrt(t).
+      b1: The optimizer's ``b1``, in [0, 1): a number, or a schedule, which may decrease and
+        increase.
+      b2: The optimizer's ``b2``, the decay rate of the average of squared gradients, in (0, 1).
+      diameter: The largest distance :math:`D_\infty` between two points of the set in one
+        coordinate, positive; for the box [-1, 1] it is 2.
+      eps: The optimizer's ``eps``, not negative. The bound then has
+        :math:`\sqrt{\hat v} + \epsilon` in place of :math:`\sqrt{\hat v}`.
 
     Returns:
       The bound on the regret after each round, float64 of shape (rounds,).
 
     Raises:
       TypeError: If a hyperparameter is not a number, or the trees are not of real arrays.
-      ValueError: If a hyperparameter is out of its range, ``b1`` in any round,
-        :math:`\gamma` is not below 1, ``nu_max`` falls or is negative, a number is not finite,
-        or the two trees do not match or have no rounds.
+      ValueError: If a hyperparameter is out of its range (``b1`` in any round), :math:`\gamma`
+        is not below 1, ``nu_max`` decreases or is negative, a number is not finite, or the two
+        trees do not match or have no rounds.
 
     Examples:
       >>> import amsgrad_jax
@@ -482,8 +488,8 @@ def regret_bound(
 
     References:
       Reddi, Kale and Kumar, `On the Convergence of Adam and Beyond
-      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorem 4. That one step of its printed
-      proof fails where ``b1`` falls, and repairs: Tran and Phong, `On the Convergence Proof of
+      <https://arxiv.org/abs/1904.09237>`_, ICLR 2018, Theorem 4. A gap in its printed proof for
+      decreasing ``b1``, and how to close it: Tran and Phong, `On the Convergence Proof of
       AMSGrad and a New Version <https://arxiv.org/abs/1904.03590>`_, IEEE Access 2019.
     """
     terms = _bound_terms(gradients, nu_max, alpha, b1, b2, diameter, eps)
@@ -507,21 +513,29 @@ def regret_bound_decaying_b1(
 ) -> np.ndarray:
     r"""The bound of the paper's Corollary 1, for :math:`\beta_{1t} = \beta_1 \lambda^{t-1}`.
 
-    As :func:`regret_bound`, but for the middle term, which becomes
+    It is the bound of :func:`regret_bound` with another middle term,
 
     .. math::
 
         \frac{\beta_1 D_\infty^2\, d\, G_\infty}{2 \alpha (1-\beta_1) (1-\lambda)^2}
 
+    where :math:`d` is the number of coordinates and :math:`G_\infty` the largest absolute value
+    of a gradient so far.
+
     Args:
-      gradients: See :func:`regret_bound`.
-      nu_max: Likewise.
-      alpha: Likewise.
-      b1: The first decay rate :math:`\beta_1`.
-      decay: The factor :math:`\lambda`, in (0, 1).
-      b2: See :func:`regret_bound`.
-      diameter: Likewise.
-      eps: Likewise.
+      gradients: The gradients :math:`g_t`, finite: a tree of real arrays of shape (rounds, ...).
+      nu_max: The running maxima :math:`\hat v_t` after each round, which never decrease: a tree
+        like ``gradients``.
+      alpha: The first step size :math:`\alpha`, positive; that of step t is alpha / sqrt(t).
+      b1: The first value :math:`\beta_1` of ``b1``, in [0, 1).
+      decay: The factor :math:`\lambda` of ``b1`` from step to step, in (0, 1), as in
+        :func:`.decaying_b1`.
+      b2: The optimizer's ``b2``, the decay rate of the average of squared gradients, in (0, 1).
+      diameter: The largest distance :math:`D_\infty` between two points of the set in one
+        coordinate, positive; for the box [-1, 1] it is 2.
+      eps: The optimizer's ``eps``, not negative. The bound then has
+        :math:`\sqrt{\hat v} + \epsilon` in place of :math:`\sqrt{\hat v}`, and
+        :math:`G_\infty + \epsilon` in place of :math:`G_\infty`.
 
     Returns:
       The bound on the regret after each round, float64 of shape (rounds,).
@@ -554,7 +568,7 @@ def regret_bound_decaying_b1(
 
 
 class _Terms(NamedTuple):
-    """What the bounds are made of, for each round."""
+    """The terms of the bounds, for each round."""
 
     b1: np.ndarray
     scale: np.ndarray  # D^2 / (alpha (1 - largest b1 so far))
@@ -589,7 +603,7 @@ def _bound_terms(
             )
         if (np.diff(_real("nu_max", leaf), axis=0) < 0).any():
             raise ValueError(
-                f"nu_max falls at {_checks.at(path)}: that is no running maximum, but Adam's nu?"
+                f"nu_max decreases at {_checks.at(path)}: pass the running maximum, not nu"
             )
     t = np.arange(1, len(g) + 1)
     rates = _rates(b1, len(g))

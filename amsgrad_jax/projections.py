@@ -1,10 +1,9 @@
-"""Constraints: the projection in Algorithm 2 of the AMSGrad paper, which nothing else has.
+"""Constraints: the projection in Algorithm 2 of the AMSGrad paper, in the metric of the maximum.
 
 An optimizer's step ends at some point :math:`y`; :func:`projected` moves it to the nearest point
-of a set, where coordinates in which AMSGrad takes small steps count for more. A set is a function
-from a tree and a tree of weights to a tree. Those in this file come first, what solves them is at
-the end: reductions over leaves as they stand, which are neither copied into one vector nor
-sorted, so that sharded parameters stay where they are.
+of a set, in a metric that gives more weight to coordinates in which AMSGrad takes smaller steps. A
+set is a function from a tree and a tree of weights to a tree. The projections are reductions over
+the leaves, which are neither concatenated nor sorted, so sharded parameters stay sharded.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ __all__ = [
 ]
 
 Constraint: TypeAlias = Callable[[Any, Any], Any]
-"""From a tree and a tree of weights like it to the nearest tree that is allowed."""
+"""A function from a tree and a tree of weights like it to the nearest tree in the set."""
 
 Over: TypeAlias = Literal["tree", "leaf"]
-"""Whether a set is one of the whole tree, or one for each leaf."""
+"""Whether a constraint applies to the whole tree at once, or to each leaf on its own."""
 
 _Arrays: TypeAlias = list[jax.Array]
 
@@ -61,34 +60,30 @@ def projected(
         \theta_t &= \underset{\theta \in F}{\text{argmin}}
                     \sum_i w_i\, (\theta_i - y_i)^2, \qquad w = \sqrt{x_t} + \epsilon
 
-    The metric matters: the Euclidean projection of AMSGrad's step comes to rest at other
-    points than the minimum of the loss over the set. A factor that all weights share does
-    not matter, so that no convention's bias correction appears in them. Of a packed state
-    :math:`x_t` is the number that the word stands for, which is also what the step divides by.
+    The metric matters: with the Euclidean projection the iteration can converge to points that
+    are not the minimum of the loss over the set. A common factor of all weights does not matter,
+    so no convention's bias correction appears in them. For a packed state, :math:`x_t` is the
+    decoded maximum, which the step also divides by. Weights span 19 orders of magnitude in
+    float32 and 154 in float64: see :func:`project`.
 
-    Weights span 19 decades in float32 and 154 in float64: see :func:`project`.
-
-    The first step ends in the set wherever it starts; to start in it, see :func:`project`.
-    The constraint holds up to the rounding of the sum of parameters and updates, in their
-    dtypes. ``nonnegative`` holds exactly, unless updates are of a narrower dtype than the
-    parameters: in bfloat16, say, there is no update that takes every float32 to 0, and a
-    parameter can end below 0 by up to 0.4 % of where it was.
+    The parameters are in the set after the first step; to start in it, use :func:`project`.
+    The constraint is satisfied up to the rounding of the sum of parameters and updates, in their
+    dtypes. ``nonnegative`` is satisfied exactly, unless updates are of a narrower dtype than the
+    parameters: not every float32 parameter has a bfloat16 update that takes it to 0, so a
+    parameter can end below 0 by up to 0.4 % of its previous value.
 
     Args:
-      transformation: A complete optimizer, learning rate and sign included:
-        ``amsgrad``, ``amsgradw``, or a chain that ends with a learning rate, also in
-        masks, a partition, or injected hyperparameters. Every parameter must have its
-        moments in one state of AMSGrad. To constrain some of the parameters
-        only, put ``projected`` into ``optax.partition`` instead.
-      constraint: The set: a function of this module, or one of your own, which takes the
-        tree :math:`y` and a tree of weights :math:`w` like it, float32 or float64, and
-        returns the projection.
-      eps: Keeps the weight of a coordinate without history positive; not negative, in the
-        units of the gradient. Added to the root of ``nu_max`` as stored. So, as long as
-        ``eps_root`` is 0, the metric is the denominator of the update in the
-        conventions ``"paper"``, ``"keras"`` and ``"optax"`` of equal ``eps``. In
-        ``"pytorch"`` that denominator is :math:`\sqrt{x_t} + \epsilon \sqrt{1-\beta_2^t}`
-        in the same units, so that ``eps`` counts for more here until the bias is gone.
+      transformation: A complete optimizer, including learning rate and sign: ``amsgrad``,
+        ``amsgradw``, or a chain that ends with a learning rate, also in masks, a partition, or
+        injected hyperparameters. Every parameter must have its moments in exactly one state of
+        AMSGrad. To constrain only some parameters, put ``projected`` into ``optax.partition``.
+      constraint: The set: a function of this module, or your own, which takes the tree :math:`y`
+        and a tree of weights :math:`w` like it, float32 or float64, and returns the projection.
+      eps: Added to the root of ``nu_max`` as stored, in units of the gradient; not negative. It
+        is the weight of a coordinate that never had a gradient. Keep the optimizer's ``eps``:
+        if its ``eps_root`` is 0, the metric is then the denominator of the update (up to a common
+        factor) in ``"paper"``, ``"keras"`` and ``"optax"``; in ``"pytorch"`` that is
+        :math:`\sqrt{x_t} + \epsilon \sqrt{1-\beta_2^t}`, with a smaller ``eps`` in early steps.
 
     Returns:
       A transformation whose state is that of ``transformation``, and whose ``update``
@@ -96,10 +91,10 @@ def projected(
 
     Raises:
       TypeError: If ``transformation`` or ``constraint`` is of another type, or if a
-        parameter is not one of floating point.
-      ValueError: If ``eps`` is negative, if ``update`` gets no parameters, or some that do not
-        match the updates, if the state has no moments for a parameter or several, or if
-        ``constraint`` changes the tree.
+        parameter is not floating point.
+      ValueError: If ``eps`` is negative, if ``update`` gets no parameters or parameters that do
+        not match the updates, if the state has no moments for a parameter or has them several
+        times, or if ``constraint`` changes the structure or the shapes of the tree.
 
     Examples:
       >>> import amsgrad_jax
@@ -153,26 +148,28 @@ def projected(
 
 
 def project(constraint: Constraint, params: optax.Params, weights: Any = None) -> optax.Params:
-    r"""The nearest allowed parameters, without an optimizer: to start from.
+    r"""Projects parameters onto a set, without an optimizer; for a start in the set.
 
     .. math::
 
         \underset{x \in F}{\text{argmin}} \sum_i w_i\, (x_i - \theta_i)^2
 
     Args:
-      constraint: The set :math:`F`; see :func:`projected`.
-      params: A tree of arrays or numbers, floating point (or complex, where the set allows it).
-      weights: The weights :math:`w`, not negative: a tree like ``params``, or an array for
-        every leaf. None is 1, the Euclidean projection. A common factor does not matter. Weights
-        below 1e-19 of the largest (1.5e-154 in float64), and so those of 0, count as much as
-        1e-19 of it: between coordinates that weigh next to nothing no difference is made.
+      constraint: The set :math:`F`: a function of this module, such as ``simplex()``, or your
+        own, as for :func:`projected`.
+      params: The point to project: a tree of arrays or numbers, floating point (or complex, if
+        the set allows it).
+      weights: The weights :math:`w`, not negative: a tree like ``params``, or one number or
+        array for all leaves. A coordinate of larger weight moves less; a common factor does not
+        matter. None is the Euclidean projection. Weights below 1e-19 of the largest (1.5e-154 in
+        float64), also 0, count as that much.
 
     Returns:
-      A tree of arrays like ``params``.
+      A tree of arrays with the structure, shapes and dtypes of ``params``.
 
     Raises:
-      TypeError: If ``params`` are not of floating point, or ``constraint`` no function.
-      ValueError: If weights are negative or NaN or do not fit ``params``.
+      TypeError: If ``params`` are not floating point, or ``constraint`` is not a function.
+      ValueError: If weights are negative or NaN or do not match ``params``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -196,20 +193,21 @@ def project(constraint: Constraint, params: optax.Params, weights: Any = None) -
 def box(lower: Any, upper: Any) -> Constraint:
     r"""The box :math:`\text{lower} \le x \le \text{upper}`.
 
-    The projection clips, in every diagonal metric.
+    The projection clips each coordinate, in every diagonal metric.
 
     Args:
-      lower: A tree like the parameters, or one number or array for each leaf of them.
-        ``-jnp.inf`` is no bound.
-      upper: Likewise; ``jnp.inf`` is no bound.
+      lower: The lower bounds: a tree like the parameters, or one number or array for all
+        leaves. ``-jnp.inf`` means no bound.
+      upper: The upper bounds, not below ``lower``: a tree like the parameters, or one number or
+        array for all leaves. ``jnp.inf`` means no bound.
 
     Returns:
       A constraint for :func:`projected`.
 
     Raises:
-      TypeError: If bounds are no real numbers; later, if parameters are complex.
-      ValueError: If a lower bound is above its upper bound, one is NaN or leaves no finite
-        number, or their shapes do not fit; later, if bounds do not fit the parameters.
+      TypeError: If bounds are not real numbers; in use, if parameters are complex.
+      ValueError: If a lower bound is above its upper bound, a bound is NaN or allows no finite
+        number, or their shapes do not match; in use, if bounds do not match the parameters.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -268,7 +266,7 @@ def nonnegative() -> Constraint:
       A constraint for :func:`projected`.
 
     Raises:
-      TypeError: Later, if parameters are complex.
+      TypeError: In use, if parameters are complex.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -288,21 +286,21 @@ def simplex(total: jax.typing.ArrayLike = 1.0, *, over: Over = "tree") -> Constr
 
         x_i = \max(0,\ y_i - \lambda / w_i)
 
-    with the one :math:`\lambda` that gives the sum. It is found exactly, in finitely many
-    steps: coordinates that are not above 0 for a :math:`\lambda` too small are 0 in
-    the solution, too, and leave the sum.
+    with the only :math:`\lambda` for which the sum is ``total``. It is found up to rounding, in
+    finitely many steps: coordinates that are not positive for too small a :math:`\lambda` are 0
+    in the solution, too, and are left out of the sum.
 
     Args:
-      total: The sum of all coordinates, positive.
-      over: Whether the sum runs over the whole ``"tree"``, as the set of the paper and
-        ``optax.projections`` do, or over each ``"leaf"``. For each row of a matrix write
+      total: The sum of all coordinates, positive; 1 for probabilities.
+      over: Whether the sum is over the whole ``"tree"``, as in the paper and in
+        ``optax.projections``, or over each ``"leaf"``. For each row of a matrix use
         ``jax.vmap(simplex())``.
 
     Returns:
       A constraint for :func:`projected`.
 
     Raises:
-      TypeError: If ``total`` is no number; later, if parameters are complex.
+      TypeError: If ``total`` is not a number; in use, if parameters are complex.
       ValueError: If ``total`` is not positive, or ``over`` unknown.
 
     Examples:
@@ -326,23 +324,26 @@ def simplex(total: jax.typing.ArrayLike = 1.0, *, over: Over = "tree") -> Constr
 def l1_ball(radius: jax.typing.ArrayLike, *, over: Over = "tree") -> Constraint:
     r"""The ball :math:`\sum_i |x_i| \le \text{radius}`: sparse parameters.
 
-    A point outside goes to
+    A point outside of it is projected to
 
     .. math::
 
         x_i = \text{sign}(y_i)\, \max(0,\ |y_i| - \lambda / w_i)
 
-    which is the projection of :math:`|y|` onto a :func:`simplex`; one inside stays.
+    whose absolute values are the projection of :math:`|y|` onto a :func:`simplex`. A point inside
+    does not change.
 
     Args:
-      radius: The largest sum, positive.
-      over: See :func:`simplex`.
+      radius: The largest sum of absolute values, positive. The smaller, the more coordinates
+        are 0.
+      over: Whether the sum is over the whole ``"tree"`` or over each ``"leaf"``. For each row of a
+        matrix use ``jax.vmap(l1_ball(radius))``.
 
     Returns:
       A constraint for :func:`projected`.
 
     Raises:
-      TypeError: If ``radius`` is no number; later, if parameters are complex.
+      TypeError: If ``radius`` is not a number; in use, if parameters are complex.
       ValueError: If ``radius`` is not positive, or ``over`` unknown.
 
     Examples:
@@ -368,30 +369,31 @@ def l1_ball(radius: jax.typing.ArrayLike, *, over: Over = "tree") -> Constraint:
 def l2_ball(radius: jax.typing.ArrayLike, center: Any = 0.0, *, over: Over = "tree") -> Constraint:
     r"""The ball :math:`\|x - c\|_2 \le \text{radius}`: bounded norms.
 
-    With :math:`d = y - c`, a point outside goes to
+    With :math:`d = y - c`, a point outside of it is projected to
 
     .. math::
 
         x_i = c_i + \frac{w_i d_i}{w_i + \lambda}, \qquad
         \sum_i \Big(\frac{w_i |d_i|}{w_i + \lambda}\Big)^2 = \text{radius}^2
 
-    and one inside stays. :math:`\lambda` comes from Newton's method on the inverse of the
-    norm, which increases and is concave in :math:`\lambda`: from the left it never oversteps.
+    and a point inside does not change. :math:`\lambda` is computed by Newton's method on the
+    inverse of the norm, which is increasing and concave in :math:`\lambda`: started below the
+    solution, the method never exceeds it.
 
     Args:
-      radius: The radius, positive.
-      center: The center :math:`c`: a tree like the parameters, or one number or array for
-        each leaf of them.
-      over: Whether this is a ball of the whole ``"tree"`` or one for each ``"leaf"``; see
-        :func:`simplex`.
+      radius: The largest distance from ``center``, positive, in units of the parameters.
+      center: The center :math:`c`, finite: a tree like the parameters, or one number or array
+        for all leaves. 0 bounds the norm itself.
+      over: Whether the norm is of the whole ``"tree"`` or of each ``"leaf"``. For each row of a
+        matrix use ``jax.vmap(l2_ball(radius))``.
 
     Returns:
       A constraint for :func:`projected`. It allows complex parameters.
 
     Raises:
-      TypeError: If ``radius`` or ``center`` are no numbers.
+      TypeError: If ``radius`` or ``center`` is not a number or tree of numbers.
       ValueError: If ``radius`` is not positive, ``center`` not finite, or ``over`` unknown;
-        later, if ``center`` does not fit the parameters.
+        in use, if ``center`` does not match the parameters.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -418,20 +420,19 @@ def halfspace(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree")
               \frac{a_i / w_i}{\sum_j a_j^2 / w_j}
 
     Args:
-      normal: The normal :math:`a`, not zero: a tree like the parameters, or one number or
-        array for each leaf of them.
-      offset: The bound :math:`b`, a finite number.
-      over: Whether the sums run over the whole ``"tree"`` or over each ``"leaf"``; see
-        :func:`simplex`.
+      normal: The coefficients :math:`a`, finite and not all zero: a tree like the parameters, or
+        one number or array for all leaves. For a budget, the prices.
+      offset: The bound :math:`b`, a finite number. The larger, the larger the set (for a
+        budget, the amount).
+      over: Whether the sum is over the whole ``"tree"`` or over each ``"leaf"``.
 
     Returns:
       A constraint for :func:`projected`.
 
     Raises:
-      TypeError: If ``normal`` or ``offset`` are no real numbers; later, if parameters are
-        complex.
+      TypeError: If ``normal`` or ``offset`` is not real; in use, if parameters are complex.
       ValueError: If ``normal`` is zero (for ``over="leaf"``, in one leaf), not finite, or,
-        later, does not fit the parameters; if ``offset`` is not a finite number, or
+        in use, does not match the parameters; if ``offset`` is not a finite number, or
         ``over`` unknown.
 
     Examples:
@@ -452,9 +453,10 @@ def hyperplane(normal: Any, offset: jax.typing.ArrayLike, *, over: Over = "tree"
         x_i = y_i - \Big(\sum_j a_j y_j - b\Big)\, \frac{a_i / w_i}{\sum_j a_j^2 / w_j}
 
     Args:
-      normal: See :func:`halfspace`, as for the others.
-      offset: The value :math:`b`.
-      over: Whether the sums run over the whole ``"tree"`` or over each ``"leaf"``.
+      normal: The coefficients :math:`a`, finite and not all zero: a tree like the parameters, or
+        one number or array for all leaves. 1 fixes the plain sum.
+      offset: The value :math:`b` of the weighted sum, a finite number.
+      over: Whether the sum is over the whole ``"tree"`` or over each ``"leaf"``.
 
     Returns:
       A constraint for :func:`projected`.
@@ -504,7 +506,7 @@ def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array)
             if path in weights:
                 raise ValueError(
                     f"projected found several states of AMSGrad for {_checks.at(path)}, "
-                    "and cannot know whose metric to project in"
+                    "so the metric to project in is ambiguous"
                 )
             weights[path] = weight(moments.nu_max)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -520,8 +522,8 @@ def _metric(state: optax.OptState, params: optax.Params, eps: float | jax.Array)
 def _rescaled(weights: _Arrays) -> _Arrays:
     """Weights with a largest of 1, and none so small that its inverse could overflow.
 
-    A weight of 0 stands for its limit, a coordinate that moves at almost no cost: it becomes
-    the smallest, 1e-19 of the largest (1.5e-154 in float64). Infinity is as good as 8e37 (4e307).
+    A weight of 0 becomes the smallest weight, 1e-19 of the largest (1.5e-154 in float64). An
+    infinite weight becomes 8e37 (4e307).
     """
     dtype = jnp.result_type(*weights)
     limits = jnp.finfo(dtype)

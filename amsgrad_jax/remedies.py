@@ -1,4 +1,4 @@
-"""What to do about a maximum that holds a run back: forget it, at once or on a schedule."""
+"""Reset the running maximum of a run that it slows down: once, or on a schedule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def reset_max(state: _State) -> _State:
-    r"""Forgets the maximum; it begins anew with the next step's second moment.
+    r"""Resets the running maximum: it starts again from the next step's second moment.
 
     Sets ``nu_max`` to 0, so that the next step has
 
@@ -29,25 +29,27 @@ def reset_max(state: _State) -> _State:
 
         x_{t+1} = \max(0, v_{t+1}) = v_{t+1}
 
-    and is one of Adam, to the last bit, from the same ``mu`` and ``nu``. That is correct in
-    every convention. A packed state cannot hold a maximum below ``nu``: there ``nu_max``
-    becomes ``nu``, and the words are rounded anew, to nearest.
+    and is a step of Adam, from the same ``mu`` and ``nu``. This is correct in every convention.
+    A packed state cannot store a maximum below ``nu``: there ``nu_max`` becomes ``nu``, and the
+    words are rounded again, to nearest.
 
-    For use once a spike, or a wild beginning, has left ``nu``. As long as ``nu`` remembers it,
-    which is for :math:`\ln(r^2 (1-\beta_2)) / (1-\beta_2)` steps after a gradient :math:`r` times
-    as large as the others, the next step puts the maximum back to where it was: a
-    reset right after the spike changes nothing.
+    Use it when a large gradient, or a period of large gradients, has decayed in ``nu``. After
+    a gradient :math:`r` times as large as the others this takes
+    :math:`\ln(r^2 (1-\beta_2)) / (1-\beta_2)` steps. Before that, ``nu`` still contains the
+    large gradient, and the next step raises the maximum again; right after the large gradient a
+    reset changes next to nothing.
 
     Args:
-      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that holds
-        some, such as the state of a chain.
+      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that
+        contains some, such as the state of a chain. It is not changed.
 
     Returns:
-      The state with a ``nu_max`` of zeros, or of ``nu`` if it is packed. Pure; works under
+      A new state with a ``nu_max`` of zeros, or equal to ``nu`` if it is packed. Works under
       ``jit`` and keeps dtypes and shardings.
 
     Raises:
-      ValueError: If there is no state of AMSGrad in ``state``.
+      TypeError: If the state was cast to other dtypes.
+      ValueError: If ``state`` contains no state of AMSGrad.
 
     Examples:
       >>> import amsgrad_jax
@@ -87,29 +89,30 @@ def reset_max_when(
     transformation: optax.GradientTransformation,
     when: Callable[[jax.Array], jax.typing.ArrayLike],
 ) -> optax.GradientTransformationExtraArgs:
-    """Forgets the maximum before those updates that a schedule chooses.
+    """Resets the running maximum on a schedule.
 
-    ``when=lambda count: count % 1000 == 0`` lets no spike hold a coordinate back for more than
-    1,000 steps after ``nu`` has forgotten it. ``when=lambda count: count < 500`` is Adam for the
-    first 500 steps, and AMSGrad with a maximum that knows nothing of them from then on:
-    for runs whose early gradients are far larger than all later ones.
+    ``when=lambda count: count % 1000 == 0`` limits the effect of a large gradient to 1,000 steps
+    after it has decayed in ``nu``. ``when=lambda count: count < 500`` is Adam for the first 500
+    steps, then AMSGrad with a maximum that starts from their last ``nu``: for runs whose early
+    gradients are far larger than all later ones.
 
-    A forgotten maximum gives up what AMSGrad is for: on the problems of its paper, a rare
-    large gradient must be remembered for longer than the time from one to the next.
+    Resets give up the advantage of AMSGrad where it has one: on the problems of its paper, the
+    maximum must keep a rare large gradient until the next one comes.
 
     Args:
-      transformation: An optimizer, or the chain around it.
-      when: Called with the number of updates so far, as schedules are; whether to reset before
-        the coming one, a scalar bool.
+      transformation: The optimizer, or a chain that contains it.
+      when: Function from the number of updates so far (0 at first) to a scalar bool: whether to
+        reset the maximum before the next update. The more often, the closer to Adam.
 
     Returns:
-      The transformation, with a :class:`ResetMaxWhenState`. Its steps cost what they did: XLA
-      fuses the choice into the update.
+      The transformation, with a :class:`ResetMaxWhenState`. XLA fuses the reset into the update,
+      so it needs no temporary arrays.
 
     Raises:
-      TypeError: If ``transformation`` is no transformation, ``when`` is not a function or does not
-        return a scalar bool; in ``update``, if the state is not a :class:`ResetMaxWhenState`.
-      ValueError: In ``init``, if there is no state of AMSGrad in it.
+      TypeError: If ``transformation`` is not a transformation, or ``when`` is not a function or
+        does not return a scalar bool; in ``update``, if the state is not a
+        :class:`ResetMaxWhenState`.
+      ValueError: In ``init``, if the state of ``transformation`` contains no state of AMSGrad.
 
     Examples:
       >>> import amsgrad_jax

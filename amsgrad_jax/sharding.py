@@ -1,14 +1,13 @@
-r"""Where the optimizer's state lives on a mesh, and how many bytes each device then holds.
+r"""Shardings of the optimizer state (ZeRO, stage 1), and bytes per device.
 
-Data-parallel training keeps a copy of the state on every device, though each needs only the
-part with which it updates. :func:`zero1_shardings` splits the state over the data axis (ZeRO,
-stage 1). Nothing else changes: the compiler slices gradients, computes each part of the step
-once, and gathers what it adds to the parameters. :func:`memory_report` counts bytes per device,
-of arrays or of shapes alone.
+Data-parallel training keeps a copy of the state on every device. :func:`zero1_shardings` splits
+the state over the data axis (ZeRO, stage 1). The training step stays as it is: the compiler
+slices the gradients, each device computes its part of the step, and the results are
+all-gathered. :func:`memory_report` counts bytes per device, from arrays or from shapes alone.
 
-Both take a state, which may be ``jax.eval_shape(optimizer.init, params)``. A leaf of it belongs
-to the parameter with whose path its own ends, if it has the same shape: the moments, and also the
-accumulators of ``optax.MultiSteps`` or the momentum of ``optax.trace``.
+Both take a state, which may be ``jax.eval_shape(optimizer.init, params)``. A leaf of the state
+belongs to a parameter if its path ends with the parameter's path and their shapes are equal: the
+moments, and also the accumulators of ``optax.MultiSteps`` or the momentum of ``optax.trace``.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 
 class Unsplit(NamedTuple):
-    """An array of the state that every device holds as large as without ZeRO.
+    """An array of the state that ZeRO does not make smaller on each device.
 
     Args:
-      path: Where it stands in the state.
-      shape: Its shape on all devices together.
-      bytes: What one device holds of it.
+      path: Path of the array in the state, such as ``"0/mu/bias"``.
+      shape: Global shape of the array.
+      bytes: Bytes of the array on each device.
     """
 
     path: str
@@ -62,8 +61,8 @@ class Zero1(NamedTuple):
     """What :func:`zero1_shardings` returns.
 
     Args:
-      shardings: A tree like the state, of ``NamedSharding``.
-      unsplit: The arrays of more than one element that no dimension allows to split.
+      shardings: A ``NamedSharding`` for every leaf: a tree like the state.
+      unsplit: The arrays of more than one element that cannot be split in any dimension.
     """
 
     shardings: Any
@@ -74,11 +73,11 @@ class MemoryReport(NamedTuple):
     """Bytes on each device; what :func:`memory_report` returns.
 
     Args:
-      params: Of the parameters.
-      gradients: Of the gradients, in the dtype and with the sharding of the parameters.
-      state: Of the state by the names of its fields, such as ``"mu"``, if it is sharded like the
-        parameters.
-      zero1: The same, if it is sharded by :func:`zero1_shardings`.
+      params: Bytes of the parameters.
+      gradients: Bytes of the gradients, in the dtypes and with the shardings of the parameters.
+      state: Bytes of the state without ZeRO, sharded like the parameters: a dict by field, such
+        as ``"mu"``.
+      zero1: Bytes of the state with ZeRO, sharded by :func:`zero1_shardings`: a dict by field.
     """
 
     params: int
@@ -98,30 +97,32 @@ def zero1_shardings(
 
         B / n
 
-    bytes on each instead of :math:`B`. It keeps the sharding of its parameter, and of the
-    dimensions that this leaves free, the largest that :math:`n` divides is split over ``axis``. A
-    leaf whose parameter is already split over ``axis`` stays as it is. Counts and scalars are
-    on every device.
+    bytes on each device instead of :math:`B`. The leaf keeps the sharding of its parameter. Of the
+    dimensions that are not yet split, the largest that :math:`n` divides is split over ``axis``. A
+    leaf whose parameter is already split over ``axis`` does not change. Counts and scalars are
+    replicated.
 
-    Give the result as ``out_shardings``, both to ``jax.jit(optimizer.init)`` and to the step.
+    Pass the result as ``out_shardings``, both to ``jax.jit(optimizer.init)`` and to the step.
 
     Args:
       state: The optimizer's state, of any chain: arrays, or ``jax.ShapeDtypeStruct`` from
         ``jax.eval_shape(optimizer.init, params)``.
-      params: The parameters: arrays, or ``jax.ShapeDtypeStruct``. Where their sharding is a
-        ``NamedSharding``, it must be on ``mesh``; without one they count as replicated.
-      mesh: The devices. Its axes may be explicit or automatic.
-      axis: Name of the axis of the mesh, or of several, over which batches are split.
+      params: The parameters: arrays, or ``jax.ShapeDtypeStruct``. A ``NamedSharding`` of theirs
+        must be on ``mesh``; parameters without one count as replicated.
+      mesh: The devices: a ``jax.sharding.Mesh`` or ``AbstractMesh``. Its axes may be explicit or
+        automatic.
+      axis: Name of the mesh axis over which batches are split, or a sequence of names. The more
+        devices along it, the fewer bytes on each.
 
     Returns:
-      The shardings, and what could not be split.
+      The shardings, and the arrays that could not be split.
 
     Raises:
-      TypeError: If ``mesh`` is no mesh, ``axis`` no name or names, a leaf no array or shape, or
-        if a parameter has a sharding that is no ``NamedSharding``.
-      ValueError: If ``mesh`` has no such axis, if ``axis`` names none or one twice, if ``mesh`` has
-        more than 2**31 - 1 devices, if a parameter is on another mesh, or if a moment in ``state``
-        has no parameter of its path and shape.
+      TypeError: If ``mesh`` is not a mesh, ``axis`` not a name or names, a leaf not an array or
+        shape, or if a parameter has a sharding that is not a ``NamedSharding``.
+      ValueError: If ``mesh`` has no such axis, if ``axis`` has no name or one twice, if ``mesh``
+        has more than 2**31 - 1 devices, if a parameter is on another mesh, or if a moment in
+        ``state`` has no parameter of its path and shape.
 
     Examples:
       >>> import amsgrad_jax
@@ -159,21 +160,24 @@ def memory_report(
 ) -> MemoryReport:
     r"""Bytes of parameters, gradients and state on each device, without and with ZeRO, stage 1.
 
-    From shapes and dtypes alone: no array is made, and ``mesh`` need not exist. A leaf of
-    :math:`N` elements of :math:`s` bytes that is split over :math:`n` devices takes
+    It needs only shapes and dtypes: no array is allocated, and the devices need not exist. A leaf
+    of :math:`N` elements of :math:`s` bytes that is split over :math:`n` devices takes
 
     .. math::
 
         s N / n.
 
-    Activations and what the compiler needs in between are not in it; of a compiled step,
-    ``memory_analysis()`` tells.
+    Activations and temporary arrays of the compiler are not counted; ``memory_analysis()`` of a
+    compiled step reports those.
 
     Args:
-      state: See :func:`zero1_shardings`, as for ``params`` and ``axis``.
-      params: The parameters, or their shapes.
-      mesh: The devices: a mesh, a ``jax.sharding.AbstractMesh``, or only their number.
-      axis: Name of the axis, or of several, over which batches are split.
+      state: The optimizer's state, of any chain: arrays, or ``jax.ShapeDtypeStruct`` from
+        ``jax.eval_shape(optimizer.init, params)``.
+      params: The parameters: arrays, or ``jax.ShapeDtypeStruct``. Parameters without a
+        ``NamedSharding`` count as replicated.
+      mesh: The devices: a ``jax.sharding.Mesh``, a ``jax.sharding.AbstractMesh``, or only their
+        number, such as 64.
+      axis: Name of the mesh axis over which batches are split, or a sequence of names.
 
     Returns:
       The bytes on each device.
@@ -184,7 +188,7 @@ def memory_report(
         2**31 - 1.
 
     Examples:
-      The optimizer of 8.6 billion parameters on 64 devices, on a laptop:
+      Bytes for 8.6 billion parameters on each of 64 devices, computed on a laptop:
 
       >>> import amsgrad_jax
       >>> import jax
@@ -225,7 +229,7 @@ def memory_report(
 
 
 class _Leaf(NamedTuple):
-    """A leaf of the state, and where it lives without and with ZeRO."""
+    """A leaf of the state, and its shardings without and with ZeRO."""
 
     path: Any
     field: str

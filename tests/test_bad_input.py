@@ -252,7 +252,7 @@ def test_state_of_optax(optimizer, theirs):
     message += "amsgrad_jax.interop.from_optax converts it"
     fails(TypeError, message, optimizer.update, PARAMS, theirs.init(PARAMS), PARAMS)
     other = optax.sgd(1e-3).init(PARAMS)
-    message = "got .*; states of other libraries come in through amsgrad_jax.interop"
+    message = "got .*; amsgrad_jax.interop converts states of other libraries"
     fails(TypeError, message, optimizer.update, PARAMS, other, PARAMS)
 
 
@@ -360,7 +360,7 @@ def test_parameters_that_do_not_match_the_updates():
     message = "params must be a tree like the updates"
     fails(ValueError, message, optimizer.update, PARAMS, state, PARAMS["dense"])
     swapped = {"dense": {"w": jnp.ones(3), "b": jnp.ones(3)}}
-    message += r", but at 'dense/w' the one is float32\[3\] and the other float32\[2, 3\]"
+    message += r", but at 'dense/w' params has float32\[3\] and the updates have float32\[2, 3\]"
     fails(ValueError, message, optimizer.update, PARAMS, state, swapped)
 
 

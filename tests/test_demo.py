@@ -122,8 +122,8 @@ def test_only_the_named_experiment_is_run(tmp_path, capsys):
         (["--only", "weather"], r"'weather' \(choose from .*online.*regression.*digits"),
         (["--seed", "-1"], "must be an integer from 0 to 4294967295, got '-1'"),
         (["--seed", "one"], "must be an integer from 0 to 4294967295, got 'one'"),
-        (["--out", "occupied"], "'occupied' is no usable folder: File exists"),
-        (["--out", "occupied/below"], "'occupied/below' is no usable folder: Not a directory"),
+        (["--out", "occupied"], "'occupied' is not a usable folder: File exists"),
+        (["--out", "occupied/below"], "'occupied/below' is not a usable folder: Not a dir"),
     ],
 )
 def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, monkeypatch, capfd):
@@ -223,9 +223,9 @@ def test_conclusion_says_what_was_seen():
     online = [*runs("online: a", "x", 1.0, -1.0), *runs("online: b", "x", -1.0, -1.0)]
     assert report.conclusion(online).startswith("What this shows: in 1 of 2 online problems Adam")
     as_expected = report.conclusion(runs("regression", "loss", 1e-7, 4e-7))
-    assert "on the regression Adam is ahead, as expected: " in as_expected
+    assert "on the regression Adam has the lower loss, as expected: " in as_expected
     otherwise = report.conclusion(runs("regression", "loss", 4e-7, 1e-7))
-    assert otherwise == "What this shows: on the regression Adam is not ahead."
+    assert otherwise == "What this shows: on the regression Adam does not have the lower loss."
     digits = report.conclusion(runs("digits", "test accuracy", 0.96, 0.95))
     assert digits == "What this shows: on the digits their test accuracies are 1.0 points apart."
 

@@ -895,7 +895,7 @@ def test_bad_watches():
         diagnostics.watch(3, 2)
     with pytest.raises(TypeError, match="report must be a function of a state, got 3"):
         diagnostics.watch(optimizer, 2, 3)
-    with pytest.raises(TypeError, match="state must be the WatchState that init made, got tuple"):
+    with pytest.raises(TypeError, match="state must be the WatchState that init returned, got tup"):
         diagnostics.watch(optimizer, 2).update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 
@@ -945,6 +945,6 @@ def test_a_state_of_nnx_without_its_classes(storage):
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, amsgrad_jax.amsgrad(0.1, storage=storage), wrt=nnx.Param)
-    with pytest.raises(ValueError, match="without their class.* of an nnx.Optimizer its opt_state"):
+    with pytest.raises(ValueError, match="without their class.* an nnx.Optimizer its opt_state"):
         diagnostics.max_report(nnx.state(optimizer))
     assert diagnostics.max_report(optimizer.opt_state)["kernel/untouched"] == 1

@@ -589,7 +589,7 @@ def test_constant_momentum_has_bounded_regret_on_the_stream_of_theorem_1():
         ({"b1": lambda count: jnp.where(count == 1, jnp.nan, 0.5)}, "b1 .*got nan for the count 1"),
         ({"b1": lambda count: 0.5 + 0.4 * count}, r"b1 / sqrt\(b2\) must be below 1, got 1.0"),
         ({"b1": lambda count: jnp.ones(2)}, r"b1 must be a number .*array of shape \(2,\)"),
-        ({"nu_max": np.array([2.0, 1.0])}, "nu_max falls at the root"),
+        ({"nu_max": np.array([2.0, 1.0])}, "nu_max decreases at the root"),
         ({"nu_max": np.array([-2.0, 1.0])}, "nu_max must not be negative, got -2.0 at the root"),
         ({"nu_max": np.array([1.0, np.nan])}, "nu_max at the root must be finite, got nan"),
         ({"gradients": np.array([1.0, np.inf])}, "gradients at the root must be finite, got inf"),

@@ -5,8 +5,8 @@ online      the linear losses of the AMSGrad paper, on which Adam moves to the
 regression  a two-layer network fits random numbers, as in PyTorch's tutorial
 digits      a network learns handwritten digits, also with decoupled weight decay
 
-At the end come a table of the figures that matter, a picture of each experiment,
-and results.json with everything that the table shows and how it was made.
+The output is a table of results, a figure for each experiment, and results.json
+with the numbers of the table, the settings and the versions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(names: Collection[str], *, out: Path, seed: int, quick: bool) -> None:
     chosen = {name: pair for name, pair in EXPERIMENTS.items() if name in names}
     duration = "10 seconds" if quick else "half a minute"
     print(
-        f"Adam beside AMSGrad: {', '.join(chosen)}. Device: {jax.devices()[0].device_kind}.\n"
+        f"Adam and AMSGrad: {', '.join(chosen)}. Device: {jax.devices()[0].device_kind}.\n"
         f"All three experiments together take about {duration} on two CPU cores.",
         flush=True,
     )

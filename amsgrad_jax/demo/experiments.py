@@ -1,4 +1,4 @@
-"""The experiments: which optimizers meet which problem, with which settings."""
+"""The experiments: optimizers, problems and settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Optimizer: TypeAlias = tuple[Callable[..., optax.GradientTransformation], dict[s
 class Run(NamedTuple):
     """One optimizer on one problem.
 
-    The first of the ``curves`` holds numbers of steps or epochs, the others what was
+    The first of the ``curves`` has the numbers of steps or epochs, the others the values
     measured there. The seconds include compilation.
     """
 
@@ -131,14 +131,14 @@ def _train(
 
 
 def _progress(*args: Any, **kwargs: Any) -> Any:
-    """A bar on a terminal. In a log it would be a flood: there is a line for each run instead."""
+    """A progress bar on a terminal. In a log there is one line for each run instead."""
     from tqdm import tqdm
 
     return tqdm(*args, disable=None, **kwargs)
 
 
 def _finished(caption: str, start: float) -> float:
-    """The seconds since the start, which a log is told."""
+    """The seconds since the start; also printed if the output is a log."""
     seconds = time.perf_counter() - start
     if not sys.stderr.isatty():
         print(f"{caption} {seconds:5.1f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The figures: one function for each experiment, from its runs to a picture."""
+"""The figures: one function for each experiment, from its runs to a figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 
 
 def online(runs: Sequence[Run]) -> Figure:
-    """Each problem in a row: where the optimizers stand, and what it costs them."""
+    """The points and the average regret of each problem, in one row each."""
     from matplotlib import rc_context
 
     problems = {run.problem: run.settings["losses"] for run in runs}
@@ -53,7 +53,7 @@ def online(runs: Sequence[Run]) -> Figure:
 
 def regression(runs: Sequence[Run]) -> Figure:
     """The loss over the steps."""
-    figure = empty(8, 5, "A small network learns random numbers by heart")
+    figure = empty(8, 5, "A small network fits random numbers")
     axes = figure.subplots()
     for run in runs:
         _line(axes, run, "loss")

@@ -1,4 +1,4 @@
-"""The problems: their data, their losses, and where their parameters start."""
+"""The problems: their data, their losses, and their initial parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Layers: TypeAlias = list[dict[str, jax.Array]]
 class Online(NamedTuple):
     """Linear losses ``f_t(x) = slopes[t-1] * x`` on [-1, 1]; in the long run -1 is best.
 
-    The gradient of ``f_t`` is its slope wherever ``x`` stands. The step size is
+    The gradient of ``f_t`` is its slope at every ``x``. The step size is
     ``alpha / sqrt(t)``; ``b1`` and ``b2`` are those of Adam and AMSGrad.
     """
 
@@ -43,9 +43,10 @@ def onto_interval(x: jax.Array) -> jax.Array:
 def online(steps: int, seed: int) -> tuple[Online, ...]:
     """The examples of section 3 of Reddi, Kale and Kumar (2018), ``steps`` long.
 
-    All have a rare large slope up and frequent small slopes down that add up to less.
-    Adam soon forgets the large one, and the small ones carry it away. The first two
-    are those of the paper's figure 1, the last is the one of its Theorem 1 for C = 3.
+    All have a rare large positive slope, and frequent small negative slopes whose sum is
+    smaller. Adam's average of squares soon loses the large one, and the small ones move Adam to
+    the wrong end. The first two are those of the paper's figure 1, the last is that of its
+    Theorem 1 for C = 3.
     """
     rare = np.random.default_rng(seed).random(steps) < 0.01
     large = 3.0
@@ -80,8 +81,8 @@ def online(steps: int, seed: int) -> tuple[Online, ...]:
 class Task(NamedTuple):
     """A network to train.
 
-    ``batches`` has the shape (epochs, batches of an epoch, examples of a batch) and holds
-    indices of examples. ``measure`` is asked before the first epoch and after each.
+    ``batches`` has the shape (epochs, batches of an epoch, examples of a batch) and contains
+    indices of examples. ``measure`` is called before the first epoch and after each.
     """
 
     params: Layers
@@ -116,7 +117,7 @@ def regression(steps: int, seed: int) -> Task:
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's digits: 1797 rows of 64 grey values from 0 to 1, and what they show."""
+    """Scikit-learn's digits: 1797 rows of 64 grey values from 0 to 1, and their labels."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""What is left of the runs: the table, results.json, and files that are whole or absent."""
+"""Results of the runs: the table, results.json, and figures; files are complete or absent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def final(run: Run) -> dict[str, float]:
 
 
 def table(runs: Iterable[Run]) -> str:
-    """The figures that matter, in plain text."""
+    """The last value of each curve, as a table in plain text."""
     rows: list[tuple[str, ...]] = [("problem", "optimizer", "at the end", "seconds")]
     for run in runs:
         figures = [_FORMATS[measure].format(value) for measure, value in final(run).items()]
@@ -50,7 +50,7 @@ def table(runs: Iterable[Run]) -> str:
 
 
 def conclusion(runs: Iterable[Run]) -> str:
-    """One sentence on what the runs have shown, no more than they have."""
+    """One sentence on the results of the runs."""
     ends: dict[str, dict[str, dict[str, float]]] = {}
     for run in runs:
         ends.setdefault(run.problem, {})[run.optimizer] = final(run)
@@ -60,15 +60,15 @@ def conclusion(runs: Iterable[Run]) -> str:
         apart = sum(end["AMSGrad"]["x"] < 0 < end["Adam"]["x"] for end in online)
         parts.append(
             f"in {apart} of {len(online)} online problems Adam goes to the worst point and AMSGrad "
-            "to the best, for the maximum remembers the rare large gradient"
+            "to the best, because the running maximum keeps the rare large gradient"
         )
     if "regression" in ends:
         adam, amsgrad = (ends["regression"][name]["loss"] for name in ("Adam", "AMSGrad"))
         parts.append(
-            "on the regression Adam is ahead, as expected: gradients fall with the loss there, and "
-            "a maximum that remembers the first ones only makes steps smaller"
+            "on the regression Adam has the lower loss, as expected: gradients decrease with the "
+            "loss, and a maximum from the first steps only makes later steps smaller"
             if adam < amsgrad
-            else "on the regression Adam is not ahead"
+            else "on the regression Adam does not have the lower loss"
         )
     if "digits" in ends:
         adam, amsgrad = (ends["digits"][name]["test accuracy"] for name in ("Adam", "AMSGrad"))
@@ -78,7 +78,7 @@ def conclusion(runs: Iterable[Run]) -> str:
 
 
 def save_json(path: Path, runs: Iterable[Run], *, seed: int, quick: bool) -> None:
-    """Writes all that the table shows, and how it was made."""
+    """Writes the numbers of the table, the settings and the versions."""
     results = {
         "seed": seed,
         "quick": quick,

@@ -14,9 +14,9 @@ from amsgrad_jax.demo.problems import Task
 def train(
     optimizer: optax.GradientTransformation, task: Task, epochs: Iterable[np.ndarray]
 ) -> Iterator[dict[str, jax.Array]]:
-    """Trains a network; yields what the task measures, at first and after each epoch.
+    """Trains a network; yields what the task measures, at the start and after each epoch.
 
-    The epochs are the task's, perhaps wrapped into a progress bar.
+    The epochs are the task's, possibly in a progress bar.
     """
 
     @jax.jit

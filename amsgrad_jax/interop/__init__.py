@@ -1,4 +1,4 @@
-"""States in and out of PyTorch, Keras and Optax."""
+"""Conversion of optimizer states from and to PyTorch, Keras and Optax."""
 
 from amsgrad_jax.interop._keras import FromKeras, from_keras, to_keras
 from amsgrad_jax.interop._moments import get_moments, set_moments

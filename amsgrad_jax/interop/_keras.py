@@ -1,8 +1,8 @@
-"""Keras 3's ``Adam`` and ``AdamW``: their state in, and out again.
+"""Conversion of the state of Keras 3's ``Adam`` and ``AdamW``.
 
 Three attributes of the optimizer have the moments, lists in the order of its trainable
 variables. They are private, and have had their names since before Keras 3. The public
-list ``variables`` mixes moments with whatever else the optimizer's options add to it.
+list ``variables`` mixes moments with other variables of the optimizer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MOMENTS = {"mu": "_momentums", "nu": "_velocities", "nu_max": "_velocity_hats"}
 
 
 class FromKeras(NamedTuple):
-    """What :func:`from_keras` makes of an optimizer.
+    """Result of :func:`from_keras`.
 
     Args:
-      state: The moments, trees like the parameters.
-      arguments: ``learning_rate``, ``b1``, ``b2``, ``eps`` and ``convention``, for
+      state: The count and the moments, trees like the parameters.
+      arguments: A dict of ``learning_rate``, ``b1``, ``b2``, ``eps`` and ``convention``, for
         :func:`.amsgrad`; with weight decay also ``weight_decay`` and, if some variables
         are excluded from it, ``mask``, for :func:`.amsgradw`.
     """
@@ -44,39 +44,40 @@ def from_keras(
     convention: ConventionName | Convention = "keras",
     without_max: _moments.WithoutMax = "raise",
 ) -> FromKeras:
-    r"""Takes the state of ``keras.optimizers.Adam(amsgrad=True)`` or ``AdamW`` over.
+    r"""Converts the state of ``keras.optimizers.Adam(amsgrad=True)`` or ``AdamW``.
 
-    The momentums, velocities and velocity hats of each variable become those of a leaf,
-    and the iterations become ``count``. In the ``"keras"`` convention training goes on
-    as it would have in Keras; another one gets its maximum from
-    :func:`.convert_convention`. Kernels
-    of Keras have the axes that those of JAX libraries have. The parameters themselves
-    are not part of an optimizer; take them from the model's variables.
+    The momentums, velocities and velocity hats of each variable become ``mu``, ``nu`` and
+    ``nu_max`` of a leaf, and the iterations become ``count``. With ``convention="keras"`` the run
+    continues as it would in Keras; for another convention, :func:`.convert_convention` converts
+    the maximum. Kernels of Keras have the same order of axes as those of JAX libraries. The
+    parameters themselves are not part of an optimizer; copy them from the model's variables.
 
-    Not taken over, because they are not AMSGrad: clipping of gradients and the moving
-    average of parameters (``use_ema``).
+    Gradient clipping and the moving average of parameters (``use_ema``) are not converted: they
+    are not part of AMSGrad.
 
     Args:
       source: A built ``Adam`` or ``AdamW`` of Keras 3, with its JAX backend.
-      params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
-      names: Names for the variables in the order of the optimizer, which is that of
+      params: The parameters, or ``jax.ShapeDtypeStruct`` for them: a tree with one leaf for each
+        trainable variable.
+      names: Names of the variables in the order of the optimizer, which is that of
         ``model.trainable_variables``; by default their paths in Keras, such as
         ``"sequential/dense/kernel"``.
-      rename: The name of a variable to the path of a leaf: a function, or a mapping
-        for the names that differ from it.
-      convention: The convention to go on with, as given to :func:`.amsgrad`.
+      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``: a
+        function, or a mapping for the names that differ. None: no name differs.
+      convention: The convention of the optimizer that continues the run, as given to
+        :func:`.amsgrad`.
       without_max: What to do with an optimizer with ``amsgrad=False``: ``"raise"``, or
-        ``"use_nu"`` to start the maximum from the velocities.
+        ``"use_nu"`` to start the maximum from the velocities, as if they had never been larger.
 
     Returns:
-      The state and the arguments of :func:`.amsgrad` or :func:`.amsgradw`.
-      :func:`set_moments` puts the state into the state of a chain. A schedule of Keras is
-      returned as it is: with the JAX backend it is one of optax, too.
+      The state and the arguments of :func:`.amsgrad` or :func:`.amsgradw`. Pass the state to
+      :func:`set_moments` to put it into the state of a chain. A schedule of Keras is returned
+      unchanged: with the JAX backend Optax can call it, too.
 
     Raises:
-      TypeError: If ``source`` is none of the above.
-      ValueError: If it is not built, has no maximum, or accumulates gradients; if names
-        and shapes do not fit the parameters, one to one; or if ``convention`` or
+      TypeError: If ``source`` is not an ``Adam`` or ``AdamW`` of Keras.
+      ValueError: If ``source`` is not built, has no maximum, or accumulates gradients; if names
+        and shapes do not match the parameters, one to one; or if ``convention`` or
         ``without_max`` is unknown.
 
     Examples:
@@ -150,23 +151,28 @@ def to_keras(
     rename: _pairing.Rename | None = None,
     convention: ConventionName | Convention = "keras",
 ) -> None:
-    r"""Puts a state of this package into ``keras.optimizers.Adam(amsgrad=True)``.
+    r"""Writes a state of this package into ``keras.optimizers.Adam(amsgrad=True)``.
 
-    The way back from :func:`from_keras`: sets the iterations and the moments of the
-    optimizer, which keeps its hyperparameters. Nothing is set before everything fits.
+    The inverse of :func:`from_keras`: sets the iterations and the moments of the
+    optimizer, which keeps its hyperparameters. Nothing is written unless everything matches.
 
     Args:
-      state: A :class:`.ScaleByAmsgradState` or the state of any chain with it.
-      params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
-      target: A built ``Adam`` or ``AdamW`` of Keras 3 with ``amsgrad=True``. Its
-        moments have the dtypes of the variables.
-      names: Names for the variables; see :func:`from_keras`.
-      rename: The name of a variable to the path of a leaf; see :func:`from_keras`.
+      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that
+        contains one, such as the state of a chain.
+      params: The parameters, or ``jax.ShapeDtypeStruct`` for them: a tree with one leaf for each
+        trainable variable.
+      target: A built ``Adam`` or ``AdamW`` of Keras 3 with ``amsgrad=True``, which is changed in
+        place. Its moments have the dtypes of the variables.
+      names: Names of the variables in the order of the optimizer, which is that of
+        ``model.trainable_variables``; by default their paths in Keras, such as
+        ``"sequential/dense/kernel"``.
+      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``: a
+        function, or a mapping for the names that differ. None: no name differs.
       convention: The convention of ``state``, as given to :func:`.amsgrad`.
 
     Raises:
-      TypeError: If ``target`` is none of the above.
-      ValueError: As :func:`from_keras`, and if ``state`` does not hold the moments of
+      TypeError: If ``target`` is not an ``Adam`` or ``AdamW`` of Keras.
+      ValueError: As :func:`from_keras`, and if ``state`` does not contain the moments of
         ``params``.
 
     Examples:
@@ -222,7 +228,7 @@ def _pairs(
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
             f"the {kind} accumulates gradients over {optimizer.gradient_accumulation_steps} "
-            "steps, and what it has accumulated has no place here"
+            "steps: the sum that it has accumulated cannot be converted"
         )
     variables = optimizer._trainable_variables
     if names is None:

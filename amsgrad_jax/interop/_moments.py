@@ -1,7 +1,7 @@
-"""Moments by the names of parameters: out of the state of any chain, and into it.
+"""Moments by the names of parameters: read from the state of any chain, and written into it.
 
-A mask or a partition spreads one run over several states, each for some of the parameters; by
-name they are one again. Whatever other library a state comes from or goes to, in between it is a
+A mask or a partition splits the moments of one run into several states, each for some of the
+parameters; by name they are joined again. Between two libraries, a state is always a
 :class:`.ScaleByAmsgradState` whose trees are dicts with names such as ``"dense/kernel"`` for keys.
 """
 
@@ -24,7 +24,7 @@ from amsgrad_jax._state import AmsgradState, PackedAmsgradState, ScaleByAmsgradS
 _State = TypeVar("_State")
 
 WithoutMax: TypeAlias = Literal["raise", "use_nu"]
-"""What to do with the state of an Adam, which has no maximum: refuse it, or begin with ``nu``."""
+"""What to do with a state of Adam, which has no maximum: raise, or start it from ``nu``."""
 
 OPTAX: Final = (optax.ScaleByAmsgradState, optax.ScaleByAdamState)
 
@@ -47,23 +47,23 @@ _STEP_COUNTS: Final = {
 
 
 def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradState:
-    """Takes the moments out of the state of a chain, as trees like the parameters.
+    """Reads the moments from the state of a chain, as trees like the parameters.
 
-    Where masks or a partition spread the parameters over several states, they are joined.
+    If masks or a partition split the moments into several states, they are joined.
 
     Args:
-      state: Any tree with the state of this package's AMSGrad in it, full or packed. Of several
-        runs, stacked by ``jax.vmap(optimizer.init)``, take ``jax.vmap(get_moments)``.
-      params: The parameters that it optimizes, or ``jax.ShapeDtypeStruct`` for them. Leave
-        out, or set to None, those that it does not.
+      state: Any tree with the state of this package's AMSGrad in it, full or packed. For several
+        runs, stacked by ``jax.vmap(optimizer.init)``, use ``jax.vmap(get_moments)``.
+      params: The parameters that the optimizer trains, or ``jax.ShapeDtypeStruct`` for them.
+        Leave out all others, or set them to None.
 
     Returns:
-      The moments; arrays of ``state`` itself or, if it is packed, the numbers of its words.
+      The count and the moments, as arrays of ``state`` or, if it is packed, decoded.
 
     Raises:
       TypeError: If the state was cast to other dtypes.
-      ValueError: If there is no such state, or several that are not parts of one run; if
-        their leaves do not fit ``params``; or if it is of several runs.
+      ValueError: If ``state`` contains no state of this package, or several that are not parts of
+        one run; if their leaves do not match ``params``; or if it has several runs stacked.
 
     Examples:
       >>> import amsgrad_jax
@@ -82,33 +82,34 @@ def get_moments(state: optax.OptState, params: optax.Params) -> ScaleByAmsgradSt
 
 
 def set_moments(state: _State, moments: AmsgradState) -> _State:
-    """Puts ``count``, ``mu``, ``nu`` and ``nu_max`` into the state of a chain.
+    """Writes ``count``, ``mu``, ``nu`` and ``nu_max`` into the state of a chain.
 
     Every state of this package in it gets its leaves by their names, in its own dtypes (packed
-    ones rounded to nearest), on the devices of ``state``.
+    states rounded to nearest), on the devices of ``state``.
 
-    The other counts of a run's updates become ``count``, too: those of schedules, of
+    All other counts of updates in it become ``count``, too: those of schedules, of
     ``optax.inject_hyperparams``, ``optax.MultiSteps``, ``optax.conditionally_mask``,
     ``optax.conditionally_transform``, ``optax.add_noise``, and of :func:`.stochastic_rounding`,
-    :func:`.watch` and :func:`.reset_max_when`. Everything else stays as it is, also what other
-    transformations count for averages of their own.
+    :func:`.watch` and :func:`.reset_max_when`. Everything else does not change, including the
+    counts that other transformations use for their own averages.
 
     Args:
-      state: The state of a chain, as from its ``init``. Or, for states that fill the memory,
-        ``jax.eval_shape(optimizer.init, params)``, if the chain keeps nothing but moments and
-        counts: then the arrays of ``moments`` are taken over where their dtypes fit, and
-        nothing is copied.
-      moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, for all
-        parameters in ``state``.
+      state: The state of a chain, as its ``init`` returns it. If memory is short and the chain
+        has nothing but moments and counts, pass ``jax.eval_shape(optimizer.init, params)``: then
+        the arrays of ``moments`` are used without a copy, if their dtypes are right.
+      moments: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState` for all parameters
+        in ``state``, such as :func:`get_moments` and :func:`from_torch` return.
 
     Returns:
-      A state like ``state``. Of a ``state`` with arrays it shares none with ``moments``.
+      A new state like ``state``. If ``state`` has arrays, no array is shared with ``moments``.
 
     Raises:
-      TypeError: If a moment is no floating point or complex array.
-      ValueError: If ``state`` has no place for the moments, or several for one parameter; if
-        their leaves do not fit; if either is of several runs (take ``jax.vmap(set_moments)``);
-        or if ``state`` is of shapes and needs other arrays.
+      TypeError: If ``moments`` is not a state of this package, or a moment is not a floating
+        point or complex array.
+      ValueError: If ``state`` contains no state of this package, or several for one parameter; if
+        their leaves do not match; if either has several runs stacked (use
+        ``jax.vmap(set_moments)``); or if ``state`` has shapes in place of arrays that ``moments``
+        does not have.
 
     Examples:
       >>> import amsgrad_jax
@@ -126,8 +127,8 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
     """
     if not _state.is_state(moments):
         raise TypeError(
-            "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments, "
-            f"from_torch and the like return, got {_state.type_names([type(moments)])}"
+            "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments and "
+            f"from_torch return, got {_state.type_names([type(moments)])}"
         )
     return fill(state, join(moments, _state.KINDS), _state.KINDS)
 
@@ -171,7 +172,7 @@ def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> A
     for name, leaf in _names.named_leaves(filled):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(
-                f"state is of shapes, and has {name!r} beside moments and counts: "
+                f"state has shapes in place of arrays, and has {name!r} beside moments and counts: "
                 "pass what the optimizer's init returns"
             )
     return filled

@@ -1,4 +1,4 @@
-"""The states of ``optax.amsgrad`` and ``optax.adam``: in, and out again."""
+"""Conversion of the states of ``optax.amsgrad`` and ``optax.adam``."""
 
 from __future__ import annotations
 
@@ -31,41 +31,43 @@ def from_optax(
     bias_correction_nu: bool = True,
     without_max: _moments.WithoutMax = "raise",
 ) -> ScaleByAmsgradState:
-    r"""Takes the state of ``optax.amsgrad`` or ``optax.adam`` over into this package.
+    r"""Converts a state of ``optax.amsgrad`` or ``optax.adam`` into a state of this package.
 
-    ``count``, ``mu`` and ``nu`` mean the same everywhere. ``nu_max`` of ``optax.amsgrad``
-    is a maximum of corrected moments, which :func:`.convert_convention` carries over:
+    ``count``, ``mu`` and ``nu`` are the same in both. ``nu_max`` of ``optax.amsgrad`` is a
+    maximum of bias-corrected moments, which :func:`.convert_convention` converts:
 
     .. math::
 
         x_t = (1 - \beta_2^{t+1})\, \hat x_t
 
-    So the run goes on with ``convention="optax"`` as optax would have gone on. With
-    another convention the next step has the same denominator, and later ones follow
-    another maximum. Adam has no maximum.
+    With ``convention="optax"`` the run continues as it would in Optax. For another convention the
+    maximum is converted so that it is right for the next step; later steps follow another
+    maximum. Adam has no maximum: see ``without_max``.
 
     Args:
       source: The state of any chain with ``optax.amsgrad`` or ``optax.adam`` in it, also
-        within ``masked``, ``partition``, ``inject_hyperparams``, ``MultiSteps``. Others of
-        Optax hold the same class, such as ``optax.adamax``, and mean something else by it.
-        Of several runs, stacked by ``jax.vmap``, take ``jax.vmap(from_optax)``.
-      params: The parameters that it optimizes, or ``jax.ShapeDtypeStruct`` for them.
-        Leave out, or set to None, those that it does not.
-      b2: The decay rate at the next step.
-      convention: The convention to go on with, as given to :func:`.amsgrad`.
-      bias_correction_nu: As given to ``optax.scale_by_amsgrad``; False is for states
-        whose maximum is of raw moments.
-      without_max: What to do with the state of ``optax.adam``: ``"raise"``, or ``"use_nu"``
-        to start the maximum from ``nu``, as if every earlier one had been smaller.
+        within ``masked``, ``partition``, ``inject_hyperparams``, ``MultiSteps``. Not of other
+        optimizers with the same state class, such as ``optax.adamax``, whose fields have another
+        meaning. For several runs, stacked by ``jax.vmap``, use ``jax.vmap(from_optax)``.
+      params: The parameters that the optimizer trains, or ``jax.ShapeDtypeStruct`` for them.
+        Leave out all others, or set them to None.
+      b2: The optimizer's ``b2``, in [0, 1), such as 0.999; with a schedule, its value at the
+        next step.
+      convention: The convention of the optimizer that continues the run, as given to
+        :func:`.amsgrad`.
+      bias_correction_nu: As given to ``optax.scale_by_amsgrad``. False means that the maximum in
+        ``source`` is of uncorrected moments.
+      without_max: What to do with a state of ``optax.adam``: ``"raise"``, or ``"use_nu"``
+        to start the maximum from ``nu``, as if it had never been larger.
 
     Returns:
       The state, in float32 (float64 for float64 parameters), on the devices of the
-      parameters. :func:`set_moments` puts it into the state of a chain.
+      parameters. Pass it to :func:`set_moments` to put it into the state of a chain.
 
     Raises:
       TypeError: If an argument is of the wrong type.
-      ValueError: If ``source`` does not hold exactly one optimizer of optax, as after
-        :func:`from_optax`; if it has no maximum; if its leaves do not fit ``params``; if
+      ValueError: If ``source`` does not contain exactly one optimizer of Optax (as when it was
+        converted already); if it has no maximum; if its leaves do not match ``params``; if
         ``b2`` is out of its range, or ``convention`` or ``without_max`` unknown.
 
     Examples:
@@ -115,9 +117,9 @@ def to_optax(
     convention: ConventionName | Convention = "pytorch",
     bias_correction_nu: bool = True,
 ) -> _State:
-    r"""Puts a state of this package into the state of ``optax.amsgrad`` or ``optax.adam``.
+    r"""Converts a state of this package into a state of ``optax.amsgrad`` or ``optax.adam``.
 
-    The way back from :func:`from_optax`, with the same formula:
+    The inverse of :func:`from_optax`, with the same formula:
 
     .. math::
 
@@ -126,23 +128,28 @@ def to_optax(
     For ``optax.adam`` the maximum is dropped.
 
     Args:
-      state: A :class:`.ScaleByAmsgradState` or the state of any chain with it.
-      params: The parameters that it optimizes; leave out those that it does not.
-      target: A state of the optimizer of optax, as from its ``init``.
-      b2: The decay rate at the next step.
+      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that
+        contains one, such as the state of a chain.
+      params: The parameters that the optimizer trains, or ``jax.ShapeDtypeStruct`` for them.
+        Leave out all others, or set them to None.
+      target: A state of the optimizer of Optax that continues the run, as its ``init`` returns
+        it. It is not changed.
+      b2: The optimizer's ``b2``, in [0, 1), such as 0.999; with a schedule, its value at the
+        next step.
       convention: The convention of ``state``, as given to :func:`.amsgrad`.
-      bias_correction_nu: As given to ``optax.scale_by_amsgrad``.
+      bias_correction_nu: As given to ``optax.scale_by_amsgrad``. False means that the maximum in
+        ``target`` is of uncorrected moments.
 
     Returns:
-      ``target`` with the moments and the step counts replaced, as by :func:`set_moments`, in its
-      own dtypes: those of the parameters, so that float32 moments of bfloat16 parameters are
-      rounded.
+      ``target`` with the moments and the step counts replaced, as by :func:`set_moments`, in the
+      dtypes of ``target``: those of the parameters, so float32 moments of bfloat16 parameters
+      are rounded.
 
     Raises:
       TypeError: If an argument is of the wrong type.
-      ValueError: If ``state`` holds no state of this package, or ``target`` not
-        exactly one optimizer of optax; if their leaves do not fit ``params``; if ``b2``
-        is out of its range or ``convention`` unknown.
+      ValueError: If ``state`` contains no state of this package, or ``target`` not exactly one
+        optimizer of Optax; if their leaves do not match ``params``; if ``b2`` is out of its
+        range, or ``convention`` unknown.
 
     Examples:
       >>> import amsgrad_jax

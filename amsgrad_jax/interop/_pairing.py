@@ -1,4 +1,4 @@
-"""Another library's names of parameters, and the leaves that they belong to."""
+"""Pairs another library's names of parameters with leaves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
-"""From a name of the other library to that of a leaf; a mapping needs only those that differ."""
+"""From a name in the other library to that of a leaf; a mapping needs only names that differ."""
 
 # What torch.nn.parallel and torch.compile put in front of the names of a module that they wrap.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -58,7 +58,7 @@ def no_leaf(name: str, tried: str, leaves: Iterable[str]) -> ValueError:
     """The error for a parameter that has moments, and no leaf."""
     return ValueError(
         f"{name!r} becomes {tried!r}, which is no parameter: those are {some(leaves)}; "
-        "rename says which one it is"
+        "pass rename to map it to one of them"
     )
 
 

@@ -1,7 +1,7 @@
-"""PyTorch's ``Adam`` and ``AdamW``: their checkpoints in, and out again.
+"""Conversion of the state of PyTorch's ``Adam`` and ``AdamW``.
 
-PyTorch numbers the parameters of an optimizer; here a parameter is the name of a leaf.
-One table, made in `_correspondence`, leads from one to the other in both directions.
+PyTorch numbers the parameters of an optimizer; here a parameter has the name of a leaf.
+One table, made by `_correspondence`, is used in both directions.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class TorchGroup(NamedTuple):
     """A parameter group of PyTorch's ``Adam`` or ``AdamW``.
 
     Args:
-      paths: Paths of the group's parameters, as in ``"dense/kernel"``.
-      arguments: ``learning_rate``, ``b1``, ``b2`` and ``eps``, for ``amsgrad`` and
-        ``amsgradw``. The learning rate is the one that the group had when it was
-        saved; a schedule of PyTorch's is not part of an optimizer's state.
-      weight_decay: Factor of the weight decay.
-      decoupled: Whether the decay is decoupled, as in ``AdamW``, or an L2 penalty.
+      paths: Paths of the group's parameters, such as ``"dense/kernel"``.
+      arguments: A dict of ``learning_rate``, ``b1``, ``b2`` and ``eps``, for :func:`.amsgrad` and
+        :func:`.amsgradw`. The learning rate is that of the group when it was saved; a scheduler
+        of PyTorch is not part of an optimizer's state.
+      weight_decay: The group's ``weight_decay``; 0 is none.
+      decoupled: Whether the weight decay is decoupled, as in ``AdamW``, or an L2 penalty.
     """
 
     paths: tuple[str, ...]
@@ -45,10 +45,10 @@ class TorchGroup(NamedTuple):
 
 
 class FromTorch(NamedTuple):
-    """What :func:`from_torch` makes of a checkpoint.
+    """Result of :func:`from_torch`.
 
     Args:
-      state: The moments, trees like the parameters.
+      state: The count and the moments, trees like the parameters.
       groups: The parameter groups, in PyTorch's order.
     """
 
@@ -67,51 +67,50 @@ def from_torch(
     decoupled: bool | None = None,
     without_max: _moments.WithoutMax = "raise",
 ) -> FromTorch:
-    r"""Reads the state of PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
+    r"""Converts the state of PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
 
-    The moments ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq`` of each parameter
-    become those of the leaf that its name leads to, in the dtype that
-    ``scale_by_amsgrad().init(params)`` gives them. A parameter without a state, because
-    it is frozen or unused, needs no leaf. In the ``"pytorch"`` convention, the
-    default one, training goes on as it would have in PyTorch. The parameters
-    themselves are not in an optimizer's checkpoint; convert them in the same way.
+    ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq`` of each parameter become ``mu``, ``nu``
+    and ``nu_max`` of the leaf of its name, in the dtype that ``scale_by_amsgrad().init(params)``
+    gives them. A parameter without a state, because it is frozen or unused, needs no leaf. With
+    ``convention="pytorch"``, the default, the run continues as it would in PyTorch. The
+    parameters themselves are not in an optimizer's checkpoint; convert them in the same way.
 
     Args:
       source: A ``torch.optim.Optimizer``, its ``state_dict()`` (whose tensors may be
-        numpy arrays, too), or the path of a file that ``torch.save`` made of that.
+        NumPy arrays, too), or the path of a file that ``torch.save`` wrote of it.
         Files are read with ``weights_only=True``, which runs no code from them.
-      params: The parameters, or anything of their structure, shapes and dtypes.
+      params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
       names: PyTorch's names of the parameters in the order of its optimizer's groups, as
-        :func:`names_of` returns them: of all, or of all that have a state. Needed unless
-        the optimizer was built from ``named_parameters()`` and the checkpoint has
-        ``param_names``, or the keys of the state dict are names themselves.
-      rename: PyTorch's name to that of a leaf: a function, or a mapping for names that
-        differ. A name that no leaf has is then tried with slashes for its dots, and
-        without ``module.`` and ``_orig_mod.``, which wrappers put in front.
-      transposes: Permutations of axes that make of PyTorch's array the leaf, as in
-        ``numpy.transpose(tensor, axes)``: a function of the leaf's path and number of
-        axes, such as :func:`flax_transposes`, or a mapping from paths. None leaves an
-        array as it is.
-      key: Where in the dict ``source``, or in its file, the optimizer's state dict is:
-        a key such as ``"optimizer"``, or several, such as ``("optimizer_states", 0)``.
-      decoupled: Whether weight decay is decoupled; needed only with weight decay and a
-        state dict of a PyTorch too old (before 2.7) to say so.
-      without_max: What to do about parameters without a maximum, those of groups with
-        ``amsgrad=False``: ``"raise"``, or ``"use_nu"`` to start it from ``exp_avg_sq``.
+        :func:`names_of` returns them: of all, or of all that have a state. Not needed if the
+        checkpoint has ``param_names`` (the optimizer was built from ``named_parameters()``) or
+        the keys of the state dict are names.
+      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``: a function,
+        or a mapping for the names that differ. A name without a leaf is then tried with slashes
+        for dots, and without the prefixes ``module.`` and ``_orig_mod.`` of wrappers.
+      transposes: The axes that turn PyTorch's array into the leaf, as in
+        ``numpy.transpose(tensor, axes)``: a function of the leaf's path and number of axes, such
+        as :func:`flax_transposes`, or a mapping from paths. None: the axes are the same.
+      key: The key of the optimizer's state dict in the dict ``source``, or in the dict of the
+        file, such as ``"optimizer"``; for nested dicts several, such as
+        ``("optimizer_states", 0)``.
+      decoupled: Whether weight decay is decoupled. Needed only for a state dict with weight decay
+        from PyTorch before 2.7, which does not contain it.
+      without_max: What to do with parameters of groups with ``amsgrad=False``, which have no
+        maximum: ``"raise"``, or ``"use_nu"`` to start the maximum from ``exp_avg_sq``, as if it
+        had never been larger.
 
     Returns:
-      The state, on the devices of ``params``, and the parameter groups.
-      :func:`optimizer_of` makes the optimizer of the groups, :func:`set_moments` puts the
-      state into the state of any chain. Beside the checkpoint, the state is the only copy
-      of the moments.
+      The state, on the devices of ``params``, and the parameter groups. Pass the groups to
+      :func:`optimizer_of` to build the optimizer, and the state to :func:`set_moments` to put it
+      into the state of any chain. Besides ``source``, the state is the only copy of the moments.
 
     Raises:
       FileNotFoundError: If there is no such file.
       ImportError: If ``source`` is a file and PyTorch is not installed.
-      TypeError: If ``source`` is none of the above.
-      ValueError: If the file is damaged or holds code; if the state is not that of Adam,
-        or not complete, or of parameters with different steps; if names and shapes do
-        not fit the parameters, one to one; or if an option is not supported
+      TypeError: If ``source`` is not an optimizer, a state dict or a path.
+      ValueError: If the file is damaged or contains code; if the state is not that of Adam,
+        or incomplete, or has parameters with different steps; if names and shapes do
+        not match the parameters, one to one; or if an option is not supported
         (``maximize``, complex parameters).
 
     Examples:
@@ -172,26 +171,28 @@ def to_torch(
     transposes: Transposes | None = None,
     key: Key | None = None,
 ) -> dict[str, Any]:
-    r"""Makes a state dict for PyTorch's ``Adam`` or ``AdamW`` with ``amsgrad=True``.
+    r"""Converts a state of this package into a state dict of PyTorch's ``Adam`` or ``AdamW``.
 
-    The inverse of :func:`from_torch`: with the same ``names``, ``rename`` and
-    ``transposes`` the two together give back what went in.
+    The inverse of :func:`from_torch`, with the same ``names``, ``rename`` and ``transposes``.
 
     Args:
-      state: The state of :func:`.scale_by_amsgrad` or of a chain, partition or mask with
-        it. The state does not know its convention; from ``"optax"``, the only one with
-        another maximum than PyTorch's, convert it first with
-        :func:`.convert_convention`.
-      params: The parameters, or anything of their structure, shapes and dtypes.
-      target: The PyTorch optimizer that is to continue, its state dict or a file with
-        it, as in :func:`from_torch`; its groups and hyperparameters are kept, and so are
-        the places of parameters that have no leaf.
-      names: PyTorch's names of the parameters in the order of its optimizer; see
-        :func:`from_torch`, as for ``rename``, ``transposes`` and ``key``.
-      rename: PyTorch's name to the path of a leaf.
-      transposes: Permutations of axes that make of PyTorch's array the leaf; the
-        inverse is applied.
-      key: Where in ``target`` the optimizer's state dict is.
+      state: A :class:`.ScaleByAmsgradState` or :class:`.PackedAmsgradState`, or any tree that
+        contains one, such as the state of a chain. A state of the ``"optax"`` convention, which
+        has another maximum than PyTorch's, must be converted with :func:`.convert_convention`
+        first.
+      params: The parameters, or ``jax.ShapeDtypeStruct`` for them.
+      target: The PyTorch optimizer that continues the run, its state dict, or a file with it, as
+        in :func:`from_torch`. Its groups and hyperparameters are kept, also those of parameters
+        that have no leaf. It is not changed.
+      names: PyTorch's names of the parameters in the order of its optimizer's groups, as
+        :func:`names_of` returns them. Not needed if ``target`` has ``param_names``.
+      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``: a function,
+        or a mapping for the names that differ.
+      transposes: The axes that turn PyTorch's array into the leaf, as for :func:`from_torch`,
+        such as :func:`flax_transposes`; the inverse permutation is applied. None: the axes are
+        the same.
+      key: The key of the optimizer's state dict in ``target``, such as ``"optimizer"``, or a
+        sequence of keys.
 
     Returns:
       A new dict for ``load_state_dict``. Before the first step it has no state for any
@@ -199,9 +200,9 @@ def to_torch(
 
     Raises:
       ImportError: If PyTorch is not installed.
-      TypeError: If ``target`` is none of the above.
-      ValueError: As :func:`from_torch`; if ``state`` is not this package's (see
-        :func:`from_optax`); or if ``amsgrad`` is off in a group of ``target``.
+      TypeError: If ``target`` is not an optimizer, a state dict or a path.
+      ValueError: As :func:`from_torch`; if ``state`` contains no state of this package (for
+        states of Optax see :func:`from_optax`); or if ``amsgrad`` is off in a group of ``target``.
 
     Examples:
       With PyTorch installed, and a state of the optimizer in JAX::
@@ -245,21 +246,21 @@ def to_torch(
 
 
 def names_of(optimizer: Any, model: Any) -> list[str]:
-    """PyTorch's names of the parameters of an optimizer, in the order of its groups.
+    """Returns PyTorch's names of the parameters of an optimizer, in the order of its groups.
 
-    The order of ``model.named_parameters()`` is another one where the optimizer has groups of
-    its own. A parameter is looked up by its identity.
+    If the optimizer has several groups, this order can differ from that of
+    ``model.named_parameters()``. Parameters are identified as objects.
 
     Args:
-      optimizer: A ``torch.optim.Optimizer``.
-      model: The ``torch.nn.Module`` with its parameters, or pairs of names and parameters, such
+      optimizer: A ``torch.optim.Optimizer`` of the model's parameters.
+      model: The ``torch.nn.Module`` with these parameters, or pairs of names and parameters, such
         as ``model.named_parameters()``.
 
     Returns:
-      The names, for ``names`` of :func:`from_torch` and :func:`to_torch`.
+      The names as a list of strings, for ``names`` of :func:`from_torch` and :func:`to_torch`.
 
     Raises:
-      TypeError: If ``optimizer`` is no optimizer.
+      TypeError: If ``optimizer`` is not an optimizer.
       ValueError: If one of its parameters is not in ``model``.
 
     Examples:
@@ -294,15 +295,15 @@ def names_of(optimizer: Any, model: Any) -> list[str]:
 def optimizer_of(
     groups: Sequence[TorchGroup], params: optax.Params
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that does what PyTorch's did with these parameter groups.
+    """Builds the optimizer that continues the run of PyTorch with these parameter groups.
 
-    A group is ``amsgradw`` if its weight decay is decoupled, and ``amsgrad`` behind
-    ``optax.add_decayed_weights`` if it is an L2 penalty. Several groups are joined by
+    A group becomes :func:`.amsgradw` if its weight decay is decoupled, and :func:`.amsgrad` after
+    ``optax.add_decayed_weights`` if it is an L2 penalty. Several groups are combined by
     ``optax.partition``.
 
     Args:
-      groups: Parameter groups, such as :func:`from_torch` returns.
-      params: The parameters, or anything of their structure.
+      groups: The parameter groups, such as :func:`from_torch` returns.
+      params: The parameters, or a tree of their structure.
 
     Returns:
       The optimizer. If a group has weight decay, ``update`` needs the parameters.
@@ -311,7 +312,7 @@ def optimizer_of(
       ValueError: If a parameter is in no group, or in several.
 
     Examples:
-      For a learning rate that follows a schedule, replace the constant one:
+      To use a learning rate schedule, replace the constant learning rate:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -348,18 +349,18 @@ def _optimizer(group: TorchGroup) -> optax.GradientTransformationExtraArgs:
 
 
 def flax_transposes(path: str, ndim: int) -> tuple[int, ...] | None:
-    """Where Flax has the axes of PyTorch's linear and convolutional weights.
+    """The axes that turn PyTorch's linear and convolutional weights into kernels of Flax.
 
-    A leaf called ``kernel`` has PyTorch's axes (out, in, ...) as (..., in, out); all
-    others are as they are. Transposed convolutions and attention differ in more than
-    the order of axes.
+    PyTorch's axes (out, in, ...) become (..., in, out) for leaves called ``kernel`` with at least
+    two axes; other leaves do not change. Transposed convolutions and attention differ in more
+    than the order of axes.
 
     Args:
-      path: Path of the leaf.
-      ndim: Number of its axes.
+      path: Path of the leaf, such as ``"dense/kernel"``.
+      ndim: Number of axes of the leaf.
 
     Returns:
-      The permutation of axes, or None.
+      The permutation of axes for ``numpy.transpose``, or None if the axes are the same.
 
     Examples:
       >>> from amsgrad_jax import interop
@@ -479,7 +480,7 @@ def _named_ids(
 
 
 def _own(number: int, group: Mapping[str, Any]) -> Sequence[str]:
-    """The names that a group knows of its parameters."""
+    """The names of a group's parameters, if it has any."""
     if "param_names" in group:
         return group["param_names"]
     if not all(isinstance(id, str) for id in group["params"]):

@@ -1,4 +1,4 @@
-"""Where PyTorch's optimizers lie: in an object, in a dict, or in a file, under some key."""
+"""Finds the state dict of a PyTorch optimizer: in an object, a dict or a file, under some key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def import_torch() -> Any:
 
 
 def state_dict_of(source: Any, key: Key | None) -> Mapping[str, Any]:
-    """The state dict of an optimizer, of a dict, or of a file."""
+    """The state dict of an optimizer, or the one in a dict or a file."""
     if isinstance(source, str | os.PathLike):
         what, content = os.fspath(source), _load(source)
     elif hasattr(source, "state_dict"):
@@ -108,5 +108,5 @@ def _load(path: str | os.PathLike[str]) -> Any:
                 ) from None
             reason = "" if "weights_only" in text else f": {text}"
             raise ValueError(
-                f"{where} is no file of torch.save, or not all of one{reason}"
+                f"{where} was not written by torch.save, or is incomplete{reason}"
             ) from None
