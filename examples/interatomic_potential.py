@@ -7,7 +7,7 @@ decay in one of two groups, clipping, an average of the parameters, ReduceLROnPl
 validation loss. In the middle of the run it writes a checkpoint. This file carries all of it over:
 parameters, average, optimizer, scheduler. Both go on, and end with the same forces.
 
-    pip install 'amsgrad_jax[potential]' torch
+    pip install '.[potential]' torch
     python examples/interatomic_potential.py --figure potential.png
 
 Without PyTorch the run begins in JAX, and nothing is compared.
