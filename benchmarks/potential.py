@@ -117,8 +117,8 @@ def _train(name: str, rates: jax.Array, starts: Any, batches: jax.Array, data: A
         (params, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
         return jnp.stack([errors(params, part) for part in held_out]), _slowdown(name, state)
 
-    # One by one: as fast as all at once on a CPU, where jax.vmap over runs and structures, compiled
-    # by jaxlib 0.10.2, has given wrong forces for more than 32 structures in all.
+    # One by one, which on a CPU is as fast as all at once. With jax.vmap over runs and structures,
+    # XLA's CPU compiler of jaxlib 0.10.2 gives wrong forces from the 33rd structure on.
     return jax.lax.map(lambda run: one(*run), (rates, starts, batches))
 
 
