@@ -221,6 +221,8 @@ def draw(results: Mapping[str, Any]) -> Any:
     ends.set_xticks(range(len(names)), names)
     ends.set(ylabel="error of the forces, meV/Å", title="Test cells, a point a seed, and the means")
     grid.set(xscale="log", xlabel="learning rate", title="Validation cells, two seeds")
+    best = min(min(one["grid"]) for one in results["optimizers"])
+    grid.set_ylim(0.95 * best, 1.5 * best)  # what diverges leaves the picture above
     grid.set_xticks(rates, [f"{rate:g}" for rate in rates])
     grid.minorticks_off()
     grid.legend(fontsize="small")
