@@ -54,7 +54,9 @@ def hyperparameter_or_schedule(name: str, value: Any) -> float | jax.Array | opt
     """Like :func:`hyperparameter`, but lets a schedule through, to be checked when called."""
     if callable(value):
         return cast(optax.Schedule, value)
-    hint = "; the optimizer gets the parameters in init" if name in _FIRST else ""
+    one = value is None or isinstance(value, bool | int | float | complex | str)
+    one = one or math.prod(getattr(value, "shape", (2,))) == 1
+    hint = "" if one or name not in _FIRST else "; the optimizer gets the parameters in init"
     return hyperparameter(name, value, hint)
 
 

@@ -525,7 +525,8 @@ def _rescaled(weights: _Arrays) -> _Arrays:
     A weight of 0 becomes the smallest weight, 1e-19 of the largest (1.5e-154 in float64). An
     infinite weight becomes 8e37 (4e307).
     """
-    dtype = jnp.result_type(*weights)
+    # NumPy's rules: JAX's can be set to refuse every promotion.
+    dtype = np.result_type(*(w.dtype for w in weights))
     limits = jnp.finfo(dtype)
     # The inverse of that largest number is no subnormal one, which XLA takes for 0.
     weights = [jnp.minimum(w.astype(dtype), 1 / limits.tiny) for w in weights]
@@ -551,6 +552,9 @@ def _constraint(
     """
     _checks.literal("over", over, get_args(Over))
 
+    def wider(array: jax.Array, dtype: Any) -> jax.Array:
+        return array.astype(np.promote_types(array.dtype, dtype))
+
     def constraint(y: Any, weights: Any) -> Any:
         if not allow_complex:
             _check_real(name, y)
@@ -562,7 +566,7 @@ def _constraint(
         for group in [filled] if over == "tree" and filled else [[i] for i in filled]:
             ys, ws, *rest = ([column[i] for i in group] for column in columns)
             ws = _rescaled(ws)
-            ys = [y.astype(jnp.promote_types(y.dtype, ws[0].dtype)) for y in ys]
+            ys, *rest = ([wider(a, ws[0].dtype) for a in arrays] for arrays in (ys, *rest))
             for i, x in zip(group, solve(ys, ws, *rest), strict=True):
                 solved[i] = x.astype(leaves[i].dtype)
         return tree.unflatten(solved)
@@ -701,9 +705,7 @@ def _square(x: jax.Array) -> jax.Array:
 def _wide(params: optax.Params) -> Any:
     """The parameters in the dtype of the arithmetic."""
     _checks.inexact("params", params)
-    return jax.tree.map(
-        lambda p: jnp.asarray(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params
-    )
+    return jax.tree.map(lambda p: jnp.asarray(p, _state.wide(jnp.result_type(p))), params)
 
 
 def _apply(constraint: Constraint, y: Any, weights: Any) -> Any:
@@ -798,8 +800,9 @@ def _beside(name: str, value: Any, tree: Any) -> _Arrays:
         try:
             if jnp.shape(part) == ():  # with the sharding of the leaf, also on explicit axes
                 arrays.append(jnp.full_like(leaf, part))
-            else:
-                arrays.append(jnp.broadcast_to(jnp.asarray(part, leaf.dtype), leaf.shape))
+            else:  # a sum: it takes the sharding of the leaf where the part is replicated
+                part = jnp.broadcast_to(jnp.asarray(part, leaf.dtype), leaf.shape)
+                arrays.append(part + jnp.zeros_like(leaf))
         except ValueError:
             raise ValueError(
                 f"{name} of shape {jnp.shape(part)} does not fit the parameter at "

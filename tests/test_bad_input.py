@@ -273,9 +273,8 @@ def test_state_of_another_chain():
         (jnp.ones((2, 3)), r"an array of shape \(2, 3\)"),
         ((p for p in [jnp.ones(3)]), "a generator"),
         (iter([jnp.ones(3)]), "a list_iterator"),
-        ("x" * 1000, "'xxxx.* of type str"),
     ],
-    ids=["dict", "list", "array", "generator", "iterator", "text"],
+    ids=["dict", "list", "array", "generator", "iterator"],
 )
 def test_parameters_first_as_in_torch(factory, params, got):
     message = rf"must be a number in .*, got {got}; the optimizer gets the parameters in init"
@@ -405,3 +404,10 @@ def test_a_count_with_axes_needs_vmap(optimizer):
     one, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["dense"]["w"][0], one["dense"]["w"], rtol=0.07)
     assert jax.tree.leaves(after)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("value", ["1e-3", None, True, 1e-3j, jnp.ones(1), np.bool_(True)])
+def test_a_wrong_number_is_not_taken_for_parameters(value):
+    with pytest.raises((TypeError, ValueError), match="learning_rate must be a number") as caught:
+        amsgrad_jax.amsgrad(value)
+    assert "init" not in str(caught.value)

@@ -135,6 +135,39 @@ def test_goes_on_as_if_never_moved(storage):
     _same(got, expected)
 
 
+SKIPPING = {
+    "a schedule around apply_if_finite": optax.chain(
+        optax.apply_if_finite(amsgrad_jax.scale_by_amsgrad(), 3),
+        optax.scale_by_learning_rate(SCHEDULE),
+    ),
+    "inject_hyperparams": optax.inject_hyperparams(
+        lambda learning_rate: optax.apply_if_finite(amsgrad_jax.amsgrad(learning_rate), 3)
+    )(SCHEDULE),
+    "conditionally_mask": optax.conditionally_mask(
+        amsgrad_jax.amsgrad(0.1), lambda step: step % 2 == 0
+    ),
+    "MultiSteps": optax.chain(
+        optax.MultiSteps(amsgrad_jax.scale_by_amsgrad(), 4).gradient_transformation(),
+        optax.scale_by_learning_rate(SCHEDULE),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_setting_what_was_got_changes_nothing(name):
+    """Also where some updates are skipped, so that other counts are larger than the moments'."""
+    optimizer, params = SKIPPING[name], {"w": jnp.arange(4.0)}
+    state = optimizer.init(params)
+    for value in (1.0, jnp.nan, 2.0, jnp.nan, 3.0):
+        _, state = optimizer.update({"w": params["w"] + value}, state, params)
+    moments = interop.get_moments(state, params)
+    _same(interop.set_moments(state, moments), state)
+    later = moments._replace(count=moments.count + 10)
+    pairs = zip(*map(jax.tree.leaves, (interop.set_moments(state, later), state)), strict=True)
+    for one, other in pairs:
+        assert np.all((one == other) | np.isnan(other)) or one == other + 10
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -297,7 +330,7 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
         (lambda: interop.get_moments((), PARAMS), "found none of these in tuple"),
         (
             lambda: interop.from_optax((ADAM, optax.amsgrad(0.1).init(PARAMS)), PARAMS),
-            "must hold one kind, found optax.ScaleByAdamState, optax.ScaleByAmsgradState",
+            "must contain one kind, found optax.ScaleByAdamState, optax.ScaleByAmsgradState",
         ),
         (lambda: interop.from_optax(ADAM, PARAMS), "no maximum: pass without_max='use_nu'"),
         (lambda: interop.from_optax(OURS, PARAMS), "found amsgrad_jax.ScaleByAmsgradState"),
@@ -322,7 +355,7 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
         ),
         (
             lambda: interop.set_moments(optax.amsgrad(0.1).init(PARAMS), _moments(PARAMS)),
-            "found optax.ScaleByAmsgradState; .*to_optax",
+            "state must contain .*found optax.ScaleByAmsgradState; .*from_optax",
         ),
         (lambda: interop.set_moments(OURS, _moments(WITHOUT_BIAS)), "nothing for .* 'dense/bias'"),
         (lambda: interop.set_moments(OURS, _moments(OTHER_SHAPE)), r"'dense/bias' has shape \(4,"),
@@ -338,6 +371,18 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
 def test_errors(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "message"),
+    [
+        (3.7, TypeError, r"moments\.count must be an integer, got 3\.7"),
+        (-3, ValueError, r"moments\.count must not be negative, got -3"),
+    ],
+)
+def test_a_count_that_no_run_has(count, error, message):
+    with pytest.raises(error, match=message):
+        interop.set_moments(OURS, _moments(PARAMS)._replace(count=count))
 
 
 def test_moments_must_be_a_state():

@@ -845,3 +845,53 @@ def test_no_moments_or_several():
         optimizer = projections.projected(inner, SET)
         with pytest.raises(ValueError, match=message):
             jax.jit(optimizer.update)(START, optimizer.init(START), START)
+
+
+@every_constraint
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_strict_promotion(name, dtype):
+    y = jnp.asarray(np.linspace(-2, 2, SIZE), dtype)
+    expected = projections.project(CONSTRAINTS[name], y)
+    with jax.numpy_dtype_promotion("strict"):
+        got = projections.project(CONSTRAINTS[name], y)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_strict_promotion_with_leaves_of_two_dtypes():
+    with enable_x64(True):
+        y = {"double": jnp.linspace(-1.0, 2.0, 3), "single": jnp.ones(2, "float32")}
+        center = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), y)
+        with jax.numpy_dtype_promotion("strict"):
+            got = projections.project(projections.l2_ball(1.0, center), y)
+        whole = np.concatenate([y["double"], y["single"]])
+        right = whole / np.linalg.norm(whole)
+        np.testing.assert_allclose(got["double"], right[:3], rtol=1e-6)
+        np.testing.assert_allclose(got["single"], right[3:], rtol=1e-6)
+        assert (got["double"].dtype, got["single"].dtype) == ("float64", "float32")
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="explicit axes are new in later versions")
+@every_constraint
+def test_replicated_arguments_on_explicit_axes(name):
+    mesh = jax.make_mesh((SIZE,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (["data"], [])
+    )
+    y = np.linspace(-2, 2, SIZE, dtype=np.float32)
+    normal, lower = jax.device_put(NORMAL, whole), jax.device_put(LOWER, whole)
+    make = {
+        "box": lambda: projections.box(lower, UPPER),
+        "l2_ball": lambda: projections.l2_ball(RADIUS, normal),
+        "halfspace": lambda: projections.halfspace(normal, RADIUS),
+        "hyperplane": lambda: projections.hyperplane(normal, RADIUS),
+    }
+    expected = projections.project(
+        projections.l2_ball(RADIUS, NORMAL) if name == "l2_ball" else CONSTRAINTS[name], y
+    )
+    with jax.set_mesh(mesh):
+        constraint = make.get(name, lambda: CONSTRAINTS[name])()
+        got = jax.jit(lambda y: projections.project(constraint, y))(jax.device_put(y, split))
+    assert got.sharding == split
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

@@ -62,8 +62,8 @@ def from_keras(
       names: Names of the variables in the order of the optimizer, which is that of
         ``model.trainable_variables``; by default their paths in Keras, such as
         ``"sequential/dense/kernel"``.
-      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``: a
-        function, or a mapping for the names that differ. None: no name differs.
+      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``, or to
+        None to leave it out: a function, or a mapping for the names that differ.
       convention: The convention of the optimizer that continues the run, as given to
         :func:`.amsgrad`.
       without_max: What to do with an optimizer with ``amsgrad=False``: ``"raise"``, or
@@ -76,7 +76,8 @@ def from_keras(
 
     Raises:
       TypeError: If ``source`` is not an ``Adam`` or ``AdamW`` of Keras.
-      ValueError: If ``source`` is not built, has no maximum, or accumulates gradients; if names
+      ValueError: If ``source`` is not built, has no maximum, accumulates gradients, or overwrites
+        the variables with their average; if names
         and shapes do not match the parameters, one to one; or if ``convention`` or
         ``without_max`` is unknown.
 
@@ -117,6 +118,7 @@ def from_keras(
         field: {
             name: variable.value
             for name, variable in zip(pairs, getattr(source, attribute), strict=True)
+            if name is not None
         }
         for field, attribute in attributes.items()
     }
@@ -135,8 +137,8 @@ def from_keras(
     }
     if source.weight_decay is not None:
         arguments["weight_decay"] = source.weight_decay
-        decays = map(source._use_weight_decay, source._trainable_variables)
-        mask = dict(zip(pairs, decays, strict=True))
+        variables = zip(pairs, source._trainable_variables, strict=True)
+        mask = {name: source._use_weight_decay(v) for name, v in variables if name is not None}
         if not all(mask.values()):
             arguments["mask"] = _names.like(params, mask)
     return FromKeras(state, arguments)
@@ -166,8 +168,8 @@ def to_keras(
       names: Names of the variables in the order of the optimizer, which is that of
         ``model.trainable_variables``; by default their paths in Keras, such as
         ``"sequential/dense/kernel"``.
-      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``: a
-        function, or a mapping for the names that differ. None: no name differs.
+      rename: Maps the name of a variable to the path of a leaf, such as ``"dense/kernel"``, or to
+        None to leave it out: a function, or a mapping for the names that differ.
       convention: The convention of ``state``, as given to :func:`.amsgrad`.
 
     Raises:
@@ -203,7 +205,8 @@ def to_keras(
     )
     assignments = [(target.iterations, moments.count)]
     for field, attribute in _MOMENTS.items():
-        variables = dict(zip(pairs, getattr(target, attribute), strict=True))
+        of_target = zip(pairs, getattr(target, attribute), strict=True)
+        variables = {name: variable for name, variable in of_target if name is not None}
         leaves = getattr(moments, field)
         _moments.same_names(f"{attribute} of the optimizer", variables, leaves)
         assignments += [(variables[name], leaf) for name, leaf in leaves.items()]
@@ -213,8 +216,11 @@ def to_keras(
 
 def _pairs(
     optimizer: Any, params: Any, names: Sequence[str] | None, rename: _pairing.Rename | None
-) -> list[str]:
-    """The names of the leaves that the variables of the optimizer are, in its order."""
+) -> list[str | None]:
+    """The names of the leaves that the variables of the optimizer are, in its order.
+
+    None for a variable that ``rename`` leaves out.
+    """
     kind = type(optimizer).__name__
     # Others, as Nadam and Lamb, have momentums and velocities, too.
     if not hasattr(optimizer, "amsgrad") or not hasattr(optimizer, "iterations"):
@@ -222,26 +228,35 @@ def _pairs(
         raise TypeError(f"the optimizer must be Keras's Adam or AdamW, got {kind}{hint}")
     if not optimizer.built:
         raise ValueError(
-            f"the {kind} is not built and has no moments yet: "
-            "call optimizer.build(model.trainable_variables)"
+            f"the {kind} is not built and has no moments yet: call "
+            "optimizer.build(model.trainable_variables), before a file is loaded into it"
         )
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
             f"the {kind} accumulates gradients over {optimizer.gradient_accumulation_steps} "
             "steps: the sum that it has accumulated cannot be converted"
         )
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        raise ValueError(
+            f"the {kind} writes its average into the variables every "
+            f"{optimizer.ema_overwrite_frequency} steps, which cannot be converted: set its "
+            "ema_overwrite_frequency to None"
+        )
     variables = optimizer._trainable_variables
+    paths = [variable.path for variable in variables]
     if names is None:
-        names = [variable.path for variable in variables]
+        names = paths
     elif len(names) != len(variables):
         raise ValueError(f"{len(names)} names for the {len(variables)} variables of the {kind}")
+    else:
+        _pairing.check_order(names, paths)
     leaves = _names.by_name(params)
     found, tried = _pairing.pair(names, leaves, rename)
     for name, leaf, form in zip(names, found, tried, strict=True):
-        if leaf is None:
+        if leaf is None and form is not None:
             raise _pairing.no_leaf(name, form, leaves)
     _pairing.require_all(leaves, found, names)
-    return [leaf for leaf in found if leaf is not None]
+    return found
 
 
 def _learning_rate(optimizer: Any) -> Any:

@@ -87,11 +87,14 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
     Every state of this package in it gets its leaves by their names, in its own dtypes (packed
     states rounded to nearest), on the devices of ``state``.
 
-    All other counts of updates in it become ``count``, too: those of schedules, of
-    ``optax.inject_hyperparams``, ``optax.MultiSteps``, ``optax.conditionally_mask``,
-    ``optax.conditionally_transform``, ``optax.add_noise``, and of :func:`.stochastic_rounding`,
-    :func:`.watch` and :func:`.reset_max_when`. Everything else does not change, including the
-    counts that other transformations use for their own averages.
+    All other counts of updates in it change by as much as ``count`` does, so that they all are
+    equal to it if ``state`` is new: those of schedules, of ``optax.inject_hyperparams``,
+    ``optax.MultiSteps``, ``optax.conditionally_mask``, ``optax.conditionally_transform``,
+    ``optax.add_noise``, and of :func:`.stochastic_rounding`, :func:`.watch` and
+    :func:`.reset_max_when`. A count outside of a wrapper that skips or accumulates updates is
+    larger than ``count`` in the run that ``moments`` come from; set that one yourself. Everything
+    else does not change, including the counts that other transformations use for their own
+    averages.
 
     Args:
       state: The state of a chain, as its ``init`` returns it. If memory is short and the chain
@@ -130,28 +133,44 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
             "moments must be a ScaleByAmsgradState or a PackedAmsgradState, as get_moments and "
             f"from_torch return, got {_state.type_names([type(moments)])}"
         )
-    return fill(state, join(moments, _state.KINDS), _state.KINDS)
+    if not jnp.issubdtype(jnp.result_type(moments.count), jnp.integer):
+        raise TypeError(f"moments.count must be an integer, got {_checks.shown(moments.count)}")
+    if _is_known(moments.count) and np.any(np.asarray(moments.count) < 0):
+        raise ValueError(f"moments.count must not be negative, got {moments.count}")
+    return fill("state", state, join("moments", moments, _state.KINDS), _state.KINDS)
 
 
-def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> Any:
-    """:func:`set_moments` with moments by name, for states of these kinds."""
+def fill(what: str, state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> Any:
+    """:func:`set_moments` with moments by name, for states of these kinds.
+
+    ``what`` is the argument that ``state`` is.
+    """
 
     def is_node(node: Any) -> bool:
         return isinstance(node, kinds)
 
     shapes = jax.tree.map(lambda n: _shapes(n) if is_node(n) else n, state, is_leaf=is_node)
-    present = join(shapes, kinds)
+    present = join(what, shapes, kinds)
+    nodes = filter(is_node, jax.tree.leaves(state, is_leaf=is_node))
+    # All counts of one run: join raises where they differ.
+    before = _state.count_of(next(nodes))
     for field in _fields_of(present):
         _checks.inexact(f"{field} to set", getattr(moments, field))
         same_names(f"{field} to set", getattr(moments, field), getattr(present, field))
 
-    def counted(count: Any) -> Any:
-        return jax.tree.map(lambda old: copy(moments.count, old.dtype, _sharding(old)), count)
+    def set_to(count: Any, old: Any) -> Any:
+        return copy(count, old.dtype, _sharding(old))
+
+    def moved(old: Any) -> Any:
+        # Other than count, where something skips updates or accumulates gradients: by as much.
+        if isinstance(old, jax.ShapeDtypeStruct) or isinstance(before, jax.ShapeDtypeStruct):
+            return set_to(moments.count, old)
+        return set_to(old + (moments.count - before), old)
 
     def in_node(node: Any) -> Any:
         if is_node(node):
             numbers = _in_numbers(_shapes(node)) if _is_packed(node) else node
-            new = {"count": counted(node.count)}
+            new = {"count": set_to(moments.count, node.count)}
             for field in _fields_of(numbers):
                 olds, given = getattr(numbers, field), getattr(moments, field)
                 leaves = {name: _fit(given[name], old) for name, old in _names.named_leaves(olds)}
@@ -162,7 +181,7 @@ def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> A
             return jax.tree.map(_fit, packed, node)
         if field := _step_count(node):
             node = type(node)(*map(in_tree, node))
-            return node._replace(**{field: counted(getattr(node, field))})
+            return node._replace(**{field: jax.tree.map(moved, getattr(node, field))})
         return node
 
     def in_tree(tree: Any) -> Any:
@@ -178,21 +197,26 @@ def fill(state: Any, moments: ScaleByAmsgradState, kinds: tuple[type, ...]) -> A
     return filled
 
 
-def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
-    """The moments of all states in a tree by name, as numbers; of Adam ``nu_max`` is None."""
+def join(what: str, state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
+    """The moments of all states in a tree by name, as numbers; of Adam ``nu_max`` is None.
+
+    ``what`` is the argument that ``state`` is.
+    """
     every = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _state.KINDS + OPTAX))
     nodes = [node for node in every if isinstance(node, kinds)]
     if not nodes:
         others = {type(node) for node in every if isinstance(node, _state.KINDS + OPTAX)}
-        hint = "; amsgrad_jax.interop.from_optax and to_optax are for states of optax"
+        hint = "; amsgrad_jax.interop.from_optax converts a state of optax"
+        if kinds == OPTAX:
+            hint = "; a state of amsgrad_jax is the first argument of to_optax"
         raise ValueError(
-            f"the state must hold one of {_state.type_names(kinds)}, found "
+            f"{what} must contain one of {_state.type_names(kinds)}, found "
             f"{_state.type_names(others) or 'none of these in ' + type(state).__name__}"
-            f"{hint if others & {*OPTAX} else ''}"
+            f"{hint if others else ''}"
         )
     found = {type(node) for node in nodes}
     if len(found) > 1 and kinds != _state.KINDS:  # of which two are only stored differently
-        raise ValueError(f"the state must hold one kind, found {_state.type_names(found)}")
+        raise ValueError(f"{what} must contain one kind, found {_state.type_names(found)}")
     for node in nodes:
         if _state.is_state(node):
             _state.check(node, _state.storage_of(node))
@@ -200,14 +224,14 @@ def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
     counts = [_state.count_of(node) for node in nodes]
     known = {int(count) for count in counts if _is_known(count)}
     if len(known) > 1:
-        raise ValueError(f"state holds several optimizers, with different counts {sorted(known)}")
+        raise ValueError(f"{what} holds several optimizers, with different counts {sorted(known)}")
     nodes = [_in_numbers(node) for node in nodes]
     joined = {field: {} for field in _fields_of(nodes[0])}
     for node in nodes:
         for field, leaves in joined.items():
             for name, leaf in _names.by_name(getattr(node, field)).items():
                 if name in leaves:
-                    raise ValueError(f"state holds several {field} for {name!r}")
+                    raise ValueError(f"{what} holds several {field} for {name!r}")
                 leaves[name] = leaf
     nu_max: Any = joined.get("nu_max")
     return ScaleByAmsgradState(counts[0], joined["mu"], joined["nu"], nu_max)
@@ -215,7 +239,7 @@ def join(state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
 
 def join_for(state: Any, params: Any) -> ScaleByAmsgradState:
     """The moments by name of a state of this package, which must be those of ``params``."""
-    joined, leaves = join(state, _state.KINDS), leaves_of(params)
+    joined, leaves = join("state", state, _state.KINDS), leaves_of(params)
     for field in Moments._fields:
         same_names(f"{field} of the state", getattr(joined, field), leaves)
     return joined

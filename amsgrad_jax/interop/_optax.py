@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from amsgrad_jax import _checks
@@ -67,8 +69,9 @@ def from_optax(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If ``source`` does not contain exactly one optimizer of Optax (as when it was
-        converted already); if it has no maximum; if its leaves do not match ``params``; if
-        ``b2`` is out of its range, or ``convention`` or ``without_max`` unknown.
+        converted already), or it has no maximum, or ``MultiSteps`` has accumulated gradients in
+        it; if its leaves do not match ``params``; if ``b2`` is out of its range, or
+        ``convention`` or ``without_max`` unknown.
 
     Examples:
       >>> import amsgrad_jax
@@ -88,7 +91,8 @@ def from_optax(
     """
     _moments.check_without_max(without_max)
     from_convention = _of_optax(bias_correction_nu)
-    moments = _moments.join(source, _moments.OPTAX)
+    _require_whole_steps("source", source)
+    moments = _moments.join("source", source, _moments.OPTAX)
     # Of complex parameters optax holds these as complex numbers.
     moments = moments._replace(
         **jax.tree.map(jnp.real, {"nu": moments.nu, "nu_max": moments.nu_max})
@@ -166,8 +170,22 @@ def to_optax(
       >>> print(updates["w"].round(4), expected["w"].round(4))
       [-0.125 -0.125] [-0.125 -0.125]
     """
+    _require_whole_steps("state", state)
     moments = _moments.join_for(state, params)
     moments = convert_convention(
         moments, b2, from_convention=convention, to_convention=_of_optax(bias_correction_nu)
     )
-    return _moments.fill(target, moments, _moments.OPTAX)
+    return _moments.fill("target", target, moments, _moments.OPTAX)
+
+
+def _require_whole_steps(what: str, state: optax.OptState) -> None:
+    """Raises if ``optax.MultiSteps`` has gradients that are not in the moments yet."""
+    is_multi_steps = lambda node: isinstance(node, optax.MultiStepsState)  # noqa: E731
+    for node in jax.tree.leaves(state, is_leaf=is_multi_steps):
+        if not is_multi_steps(node) or isinstance(node.mini_step, jax.core.Tracer):
+            continue
+        if np.any(np.asarray(node.mini_step)):
+            raise ValueError(
+                f"{what} has gradients that optax.MultiSteps has accumulated (mini_step is "
+                f"{node.mini_step}), which would be lost: convert it after a whole step"
+            )

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
-"""From a name in the other library to that of a leaf; a mapping needs only names that differ."""
+Rename: TypeAlias = Mapping[str, str | None] | Callable[[str], str | None]
+"""From a name in the other library to that of a leaf, or to None for a parameter to leave out.
 
-# What torch.nn.parallel and torch.compile put in front of the names of a module that they wrap.
-_PREFIXES = ("module.", "_orig_mod.")
+A mapping needs only names that differ.
+"""
+
+# What torch.nn.parallel puts in front of the names of a module that it wraps, and what
+# torch.compile, FSDP and activation checkpointing put before those of any part of it.
+_PREFIX = "module."
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def pair(
     theirs: Sequence[str], leaves: Iterable[str], rename: Rename | None
-) -> tuple[list[str | None], list[str]]:
+) -> tuple[list[str | None], list[str | None]]:
     """For each of their names the leaf's, or None where there is no such leaf.
 
-    And what became of each name, for an error. A name that no leaf has is tried with slashes for
-    its dots, and without the prefixes of PyTorch's wrappers.
+    And what became of each name, for an error; None if ``rename`` leaves it out. A name that no
+    leaf has is tried with slashes for its dots, and without what PyTorch's wrappers add.
     """
+    if not (rename is None or isinstance(rename, Mapping) or callable(rename)):
+        raise TypeError(f"rename must be a mapping or a function, got {type(rename).__name__}")
     if isinstance(rename, Mapping):
         known = {form for name in theirs for form in _unwrapped(name)}
         for name in rename:
@@ -29,18 +36,32 @@ def pair(
                 )
     leaves = set(leaves)
     found: list[str | None] = []
-    tried: list[str] = []
+    tried: list[str | None] = []
     first: dict[str, str] = {}
     for name in theirs:
         forms = list(_forms(name, rename))
-        leaf = next((form for form in forms if form in leaves), None)
+        leaf = None if None in forms else next((form for form in forms if form in leaves), None)
         if leaf is not None and leaf in first:
             raise ValueError(f"{first[leaf]!r} and {name!r} both become {leaf!r}")
         if leaf is not None:
             first[leaf] = name
         found.append(leaf)
-        tried.append(forms[-1])
+        tried.append(None if None in forms else forms[-1])
+    if tried and not any(tried):  # a function that returns nothing
+        raise TypeError("rename must give the name of a leaf, got None for every parameter")
     return found, tried
+
+
+def check_order(names: Sequence[str], own: Sequence[str]) -> None:
+    """Raises if a parameter gets a name that its library gives to another one."""
+    own = [unwrapped(name) for name in own]
+    places = {name: place for place, name in enumerate(own)}
+    for place, name in enumerate(map(unwrapped, names)):
+        if name != own[place] and name in places:
+            raise ValueError(
+                f"names has {names[place]!r} at place {place}, where the optimizer has "
+                f"{own[place]!r}: leave names out, for it has its own, or use their order"
+            )
 
 
 def require_all(leaves: Iterable[str], found: Sequence[str | None], theirs: Sequence[str]) -> None:
@@ -58,7 +79,7 @@ def no_leaf(name: str, tried: str, leaves: Iterable[str]) -> ValueError:
     """The error for a parameter that has moments, and no leaf."""
     return ValueError(
         f"{name!r} becomes {tried!r}, which is no parameter: those are {some(leaves)}; "
-        "pass rename to map it to one of them"
+        "pass rename to map it to one of them, or to None to leave it out"
     )
 
 
@@ -68,19 +89,30 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
 
 
+def unwrapped(name: str) -> str:
+    """The name without what wrappers of PyTorch add."""
+    *_, last = _unwrapped(name)
+    return last
+
+
 def _unwrapped(name: str) -> Iterator[str]:
-    """The name, and what is left of it without each prefix of a wrapper."""
+    """The name, and what is left of it without what each wrapper adds."""
     yield name
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
-        name = name.removeprefix(prefix)
+    inner = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    if inner != name:
+        name = inner
+        yield name
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
         yield name
 
 
-def _forms(name: str, rename: Rename | None) -> Iterator[str]:
-    """What the leaf of a name may be called, the most literal first."""
+def _forms(name: str, rename: Rename | None) -> Iterator[str | None]:
+    """What the leaf of a name may be called, the most literal first; None to leave it out."""
     for form in _unwrapped(name):
         renamed = rename(form) if callable(rename) else (rename or {}).get(form, form)
-        if not isinstance(renamed, str):
+        if not (renamed is None or isinstance(renamed, str)):
             raise TypeError(f"rename must give the name of a leaf, got {renamed!r} for {form!r}")
         yield renamed
-        yield renamed.replace(".", "/")
+        if renamed is not None:
+            yield renamed.replace(".", "/")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import optax
 
-from amsgrad_jax import _names
+from amsgrad_jax import _checks, _names
 from amsgrad_jax._alias import amsgrad, amsgradw
 from amsgrad_jax._state import ScaleByAmsgradState
 from amsgrad_jax._transform import scale_by_amsgrad
@@ -84,9 +84,10 @@ def from_torch(
         :func:`names_of` returns them: of all, or of all that have a state. Not needed if the
         checkpoint has ``param_names`` (the optimizer was built from ``named_parameters()``) or
         the keys of the state dict are names.
-      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``: a function,
-        or a mapping for the names that differ. A name without a leaf is then tried with slashes
-        for dots, and without the prefixes ``module.`` and ``_orig_mod.`` of wrappers.
+      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``, or to None
+        to leave out a parameter that has a state: a function, or a mapping for the names that
+        differ. A name without a leaf is then tried with slashes for dots, and without what
+        wrappers add: the prefix ``module.``, and ``_orig_mod`` and FSDP's names in any place.
       transposes: The axes that turn PyTorch's array into the leaf, as in
         ``numpy.transpose(tensor, axes)``: a function of the leaf's path and number of axes, such
         as :func:`flax_transposes`, or a mapping from paths. None: the axes are the same.
@@ -154,8 +155,13 @@ def from_torch(
         if not state_dict["param_groups"][row.group]["amsgrad"]:
             # PyTorch keeps the maximum of before it was switched off, and does not use it.
             entry.pop(_MOMENTS["nu_max"], None)
-        if without_max == "use_nu" and _MOMENTS["nu"] in entry:
-            entry.setdefault(_MOMENTS["nu_max"], entry[_MOMENTS["nu"]])
+            if without_max == "raise":
+                raise ValueError(
+                    f"{row.name!r} has no maximum: amsgrad is off in group {row.group}; "
+                    "without_max='use_nu' starts the maximum from 'exp_avg_sq'"
+                )
+            if _MOMENTS["nu"] in entry:
+                entry[_MOMENTS["nu_max"]] = entry[_MOMENTS["nu"]]
         for field, moment in _MOMENTS.items():
             fields[field][row.leaf] = _moment(row, entry, moment)
     return FromTorch(_moments.build(params, count, fields), groups)
@@ -186,8 +192,9 @@ def to_torch(
         that have no leaf. It is not changed.
       names: PyTorch's names of the parameters in the order of its optimizer's groups, as
         :func:`names_of` returns them. Not needed if ``target`` has ``param_names``.
-      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``: a function,
-        or a mapping for the names that differ.
+      rename: Maps a name of PyTorch to the path of a leaf, such as ``"dense/kernel"``, or to None
+        to keep the parameter's state in ``target``: a function, or a mapping for the names that
+        differ.
       transposes: The axes that turn PyTorch's array into the leaf, as for :func:`from_torch`,
         such as :func:`flax_transposes`; the inverse permutation is applied. None: the axes are
         the same.
@@ -225,23 +232,28 @@ def to_torch(
     moments = _moments.join_for(state, params)
     count = int(moments.count)
 
-    def tensor(array: Any, old: Any, dtype: Any = None) -> Any:
-        # The dtype of what it replaces; load_state_dict converts to that of the parameter.
-        return torch.tensor(array, dtype=getattr(old, "dtype", dtype))
-
-    shapes = _shapes(target)
-    new: dict[Hashable, dict[str, Any]] = {}
+    tensors = _tensors(target)
+    converted = {row.id for row in table}
+    new: dict[Hashable, dict[str, Any]] = {
+        id: copy.deepcopy(entry) for id, entry in state_dict["state"].items() if id not in converted
+    }
     for row in table if count else ():
-        old = state_dict["state"].get(row.id, {})
-        new[row.id] = {"step": tensor(count, old.get("step"), torch.float32)}
+        old, parameter = state_dict["state"].get(row.id, {}), tensors.get(row.id)
+        step = getattr(old.get("step"), "dtype", torch.float32)
+        new[row.id] = {"step": torch.tensor(count, dtype=step)}
         for field, moment in _MOMENTS.items():
             array = row.to_tensor(np.asarray(getattr(moments, field)[row.leaf]))
-            if array.shape != shapes.get(row.id, array.shape):
+            if parameter is not None and array.shape != tuple(parameter.shape):
                 raise ValueError(
                     f"{field} of {row.leaf!r} becomes {array.shape}, but {row.name!r} has shape "
-                    f"{shapes[row.id]}: transposes says where its axes are; {_ORDER}"
+                    f"{tuple(parameter.shape)}: transposes says where its axes are; {_ORDER}"
                 )
-            new[row.id][moment] = tensor(array, old.get(moment))
+            tensor = torch.tensor(np.ascontiguousarray(array).reshape(array.shape))
+            # load_state_dict keeps strides, and fused kernels need those of the parameter.
+            like = parameter if parameter is not None else old.get(moment, tensor)
+            like = torch.empty_like(like, dtype=tensor.dtype, device="cpu", requires_grad=False)
+            # The dtype of what it replaces; load_state_dict converts to that of the parameter.
+            new[row.id][moment] = like.copy_(tensor).to(getattr(old.get(moment), "dtype", None))
     return {"state": new, "param_groups": copy.deepcopy(state_dict["param_groups"])}
 
 
@@ -278,8 +290,13 @@ def names_of(optimizer: Any, model: Any) -> list[str]:
         )
     pairs = model.named_parameters() if hasattr(model, "named_parameters") else model
     names: dict[int, str] = {}
-    for name, tensor in dict(pairs).items():
-        names.setdefault(id(tensor), name)
+    for pair in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(
+                "model must be a torch.nn.Module, or pairs of names and parameters as "
+                f"model.named_parameters() has them, got {type(pair).__name__}"
+            )
+        names.setdefault(id(pair[1]), pair[0])
     found = []
     for number, group in enumerate(optimizer.param_groups):
         for tensor in group["params"]:
@@ -309,7 +326,9 @@ def optimizer_of(
       The optimizer. If a group has weight decay, ``update`` needs the parameters.
 
     Raises:
-      ValueError: If a parameter is in no group, or in several.
+      TypeError: If ``groups`` is not a sequence of :class:`TorchGroup`.
+      ValueError: If a parameter is in no group, or in several; or if a hyperparameter is out of
+        its range.
 
     Examples:
       To use a learning rate schedule, replace the constant learning rate:
@@ -323,6 +342,11 @@ def optimizer_of(
       >>> optimizer = interop.optimizer_of([group], {"kernel": jnp.ones(3)})
     """
     labels: dict[str, str] = {}
+    if isinstance(groups, FromTorch | TorchGroup) or not isinstance(groups, Sequence):
+        raise TypeError(
+            "groups must be a sequence of TorchGroup, such as from_torch(...).groups, got "
+            f"{type(groups).__name__}"
+        )
     for number, group in enumerate(groups):
         for path in group.paths:
             if path in labels:
@@ -341,6 +365,7 @@ def optimizer_of(
 
 
 def _optimizer(group: TorchGroup) -> optax.GradientTransformationExtraArgs:
+    _checks.hyperparameter("weight_decay", group.weight_decay)
     if group.weight_decay == 0:
         return amsgrad(**group.arguments)
     if group.decoupled:
@@ -374,12 +399,11 @@ def flax_transposes(path: str, ndim: int) -> tuple[int, ...] | None:
     return (*range(2, ndim), 1, 0)
 
 
-def _shapes(target: Any) -> dict[Hashable, tuple[int, ...]]:
-    # load_state_dict does not look at shapes, and a state dict does not have them.
+def _tensors(target: Any) -> dict[Hashable, Any]:
+    """The parameters of an optimizer by their numbers; a state dict does not have them."""
     if not hasattr(target, "param_groups"):
         return {}
-    tensors = [tensor for group in target.param_groups for tensor in group["params"]]
-    return {id: tuple(tensor.shape) for id, tensor in enumerate(tensors)}
+    return dict(enumerate(tensor for group in target.param_groups for tensor in group["params"]))
 
 
 # What every wrong shape may come from.
@@ -426,20 +450,28 @@ def _correspondence(
 ) -> list[_Row]:
     """Pairs the parameters of PyTorch's optimizer, in its order, with leaves, one to one.
 
-    Those without a state and without a leaf, such as frozen ones, are left out.
+    Those without a state and without a leaf, such as frozen ones, are left out, and those that
+    ``rename`` leaves out.
     """
     groups, state = state_dict["param_groups"], state_dict["state"]
+    for number, group in enumerate(groups):
+        if "params" not in group:
+            raise ValueError(f"group {number} has no 'params', only {some(group)}")
     ids = [(number, id) for number, group in enumerate(groups) for id in group["params"]]
     if unknown := state.keys() - {id for _, id in ids}:
         raise ValueError(f"the state has parameter {min(unknown, key=str)!r}, which is in no group")
     leaves = _moments.leaves_of(params)
+    if not (transposes is None or isinstance(transposes, Mapping) or callable(transposes)):
+        raise TypeError(
+            f"transposes must be a mapping or a function, got {type(transposes).__name__}"
+        )
     named = _named_ids(groups, state, ids, names)
     theirs = [name for _, _, name in named]
     found, tried = _pairing.pair(theirs, leaves, rename)
     rows = []
     for (number, id, name), leaf, form in zip(named, found, tried, strict=True):
         if leaf is None:
-            if state.get(id):
+            if state.get(id) and form is not None:
                 raise _pairing.no_leaf(name, form, leaves)
             continue
         if np.issubdtype(leaves[leaf].dtype, np.complexfloating):
@@ -465,10 +497,13 @@ def _named_ids(
     """Group, id and name of the parameters; of all, or of those that have a state."""
     if isinstance(names, str):
         raise TypeError(f"names must be a sequence of names, got {names!r}")
-    if names is not None:
-        names = list(names)
-    else:
-        names = [name for number, group in enumerate(groups) for name in _own(number, group)]
+    given = None if names is None else list(names)
+    for name in given or ():
+        if not isinstance(name, str):
+            raise TypeError(f"names must be strings, got {type(name).__name__}")
+    own = [_own(number, group, given is None) for number, group in enumerate(groups)]
+    theirs = [name for of_group in own for name in of_group or ()]
+    names = theirs if given is None else given
     with_state = [(number, id) for number, id in ids if state.get(id)]
     which = with_state if len(names) == len(with_state) else ids
     if len(names) != len(which):
@@ -476,14 +511,19 @@ def _named_ids(
         if 0 < len(with_state) < len(ids):
             expected += f", or {len(with_state)}, one for each that has a state"
         raise ValueError(f"names must be {expected}, got {len(names)}")
+    if given is not None and len(theirs) == len(ids):
+        name_of = dict(zip((id for _, id in ids), theirs, strict=True))
+        _pairing.check_order(given, [name_of[id] for _, id in which])
     return [(number, id, name) for (number, id), name in zip(which, names, strict=True)]
 
 
-def _own(number: int, group: Mapping[str, Any]) -> Sequence[str]:
+def _own(number: int, group: Mapping[str, Any], needed: bool) -> Sequence[str] | None:
     """The names of a group's parameters, if it has any."""
     if "param_names" in group:
         return group["param_names"]
     if not all(isinstance(id, str) for id in group["params"]):
+        if not needed:
+            return None
         raise ValueError(
             f"group {number} has no param_names: pass names=[...] with the names of all parameters "
             "in the order of the optimizer's groups, as interop.names_of returns them"
@@ -518,7 +558,13 @@ def _group(
     named = {"learning_rate": group["lr"], "b1": b1, "b2": b2, "eps": group["eps"]}
     arguments = {name: _number(name, value) for name, value in named.items()}
     weight_decay = _number("weight_decay", group["weight_decay"])
-    decoupled = group.get("decoupled_weight_decay", decoupled)
+    theirs = group.get("decoupled_weight_decay", decoupled)
+    if decoupled is not None and decoupled != theirs:
+        raise ValueError(
+            f"decoupled must be {theirs}, as decoupled_weight_decay is in group {number}, or None, "
+            f"got {decoupled}"
+        )
+    decoupled = theirs
     if decoupled is None and weight_decay:
         raise ValueError(
             f"group {number} has weight decay and does not say of which kind: pass "
@@ -542,8 +588,10 @@ def _count(state: Mapping[Hashable, Any], table: Sequence[_Row]) -> int:
         if "step" not in entry:
             raise ValueError(f"{row.name!r} has no 'step', only {some(entry)}")
         step = _number(f"the step of {row.name!r}", entry["step"])
-        if not (step >= 0 and step % 1 == 0):
-            raise ValueError(f"the step of {row.name!r} is {step}")
+        if not (0 <= step < 2**31 and step % 1 == 0):
+            raise ValueError(
+                f"the step of {row.name!r} must be an integer from 0 to 2**31 - 1, got {step:g}"
+            )
         if first is not None and step != first[1]:
             raise ValueError(
                 f"{first[0]!r} is at step {first[1]:.0f} and {row.name!r} at step {step:.0f}: "
@@ -555,17 +603,22 @@ def _count(state: Mapping[Hashable, Any], table: Sequence[_Row]) -> int:
 
 def _moment(row: _Row, entry: Mapping[str, Any], moment: str) -> np.ndarray:
     if moment not in entry:
-        if moment == _MOMENTS["nu_max"]:
-            raise ValueError(
-                f"{row.name!r} has no {moment!r}: amsgrad was off; without_max='use_nu' starts "
-                "the maximum from 'exp_avg_sq'"
-            )
         raise ValueError(f"{row.name!r} has no {moment!r}, only {some(entry)}")
-    return row.to_leaf(moment, _array(entry[moment]))
+    what = f"{moment} of {row.name!r}"
+    array = _array(what, entry[moment])
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"{what} must have a floating point dtype, got {array.dtype}")
+    # fmin ignores NaN, and makes no array.
+    if moment != _MOMENTS["mu"] and np.fmin.reduce(array, axis=None, initial=np.inf) < 0:
+        raise ValueError(f"{what} must not be negative, got {np.nanmin(array)}")
+    return row.to_leaf(moment, array)
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(what: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
+        kind = "a sparse" if value.is_sparse else "an empty (meta)" if value.is_meta else None
+        if kind:
+            raise TypeError(f"{what} must be a dense tensor with values, got {kind} one")
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         value = value.numpy()
@@ -573,7 +626,9 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _number(what: str, value: Any) -> float:
-    array = _array(value)
+    array = _array(what, value)
     if array.size != 1:
         raise ValueError(f"{what} must be one number, got shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.number):
+        raise TypeError(f"{what} must be a number, got {_checks.shown(value)}")
     return float(array.item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -68,6 +69,8 @@ def _contents(content: Any) -> str:
 
 def _hint(content: Any) -> str:
     """Where in a checkpoint there are state dicts of optimizers."""
+    if isinstance(content, Mapping) and any(str(key).startswith("state.") for key in content):
+        return "; save it with flatten_optimizer_state_dict=False"
     keys = [repr(key[0] if len(key) == 1 else key) for key in _search(content, (), 3)]
     return f"; an optimizer's state dict is at key={' and key='.join(keys)}" if keys else ""
 
@@ -89,14 +92,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'", str(error))
-            kind = found and (found.group(1) or found.group(2))
-            raise ValueError(
-                f"{where} was refused: it holds {kind or 'something'}, which is no tensor or plain "
-                "container, and reading it could run code. If you trust it, either call this "
-                f"inside of `with torch.serialization.safe_globals([{kind or '...'}]):`, or load "
-                "the file by your own means and pass the dict"
-            ) from None
+            raise ValueError(f"{where} was refused: {_refused(torch, path, error)}") from None
         # PyTorch does not say what it raises; text is a KeyError, half a file an OSError.
         except Exception as error:
             text = f"{type(error).__name__} {error}"
@@ -110,3 +106,27 @@ def _load(path: str | os.PathLike[str]) -> Any:
             raise ValueError(
                 f"{where} was not written by torch.save, or is incomplete{reason}"
             ) from None
+
+
+def _refused(torch: Any, path: str | os.PathLike[str], error: Exception) -> str:
+    """What a file holds that PyTorch does not read from it, and the ways out."""
+    found = re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'", str(error))
+    kinds = [found.group(1) or found.group(2)] if found else []
+    # The error names the first class only.
+    with contextlib.suppress(Exception):  # of files in PyTorch's older format
+        every = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        kinds += [kind for kind in every if kind not in kinds]
+    if any(kind.startswith("torch.optim.") for kind in kinds):
+        return (
+            f"it holds an optimizer, {some(kinds)}, and reading it could run code. Save "
+            "optimizer.state_dict() in its place, or load the file by your own means and pass "
+            "the optimizer"
+        )
+    numpy = any(kind.startswith("numpy.") for kind in kinds)
+    return (
+        f"it holds {', '.join(kinds) or 'something'}, which is no tensor or plain container, and "
+        "reading it could run code. If you trust it, either call this inside of "
+        f"`with torch.serialization.safe_globals([{', '.join(kinds) or '...'}]):`"
+        + (" (with the dtypes of NumPy's numbers, such as numpy.dtypes.Float64DType)" * numpy)
+        + ", or load the file by your own means and pass the dict"
+    )

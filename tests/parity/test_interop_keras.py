@@ -223,16 +223,18 @@ PARAMS = {"a": np.ones(2, "float32"), "b": np.ones((2, 3), "float32")}
         (PARAMS, dict(rename={"x": "b"}), "rename has 'x', which no parameter is called"),
         (PARAMS, dict(names=["a"]), "1 names for the 2 variables of the Adam"),
         (PARAMS, dict(convention="adam"), "unknown convention 'adam'"),
+        (PARAMS, dict(names=["b", "a"]), "names has 'b' at place 0, where the optimizer has 'a'"),
+        ({"a": PARAMS["a"]}, dict(rename=["b"]), "rename must be a mapping or a function"),
     ],
 )
 def test_what_does_not_fit(params, names, message):
     optimizer, _ = _built(keras.optimizers.Adam(amsgrad=True), PARAMS)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         interop.from_keras(optimizer, params, **names)
     before = [np.asarray(v.value) for v in optimizer.variables]
     state = amsgrad_jax.scale_by_amsgrad().init(params)
     ones = jax.tree.map(jnp.ones_like, state)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         interop.to_keras(ones, params, optimizer, **names)
     for variable, value in zip(optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(variable.value, value)
@@ -241,7 +243,18 @@ def test_what_does_not_fit(params, names, message):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: keras.optimizers.Adam(amsgrad=True), ValueError, "the Adam is not built"),
+        (
+            lambda: keras.optimizers.Adam(amsgrad=True),
+            ValueError,
+            "the Adam is not built .*, before a file is loaded",
+        ),
+        (
+            lambda: _built(
+                keras.optimizers.Adam(amsgrad=True, use_ema=True, ema_overwrite_frequency=5), PARAMS
+            )[0],
+            ValueError,
+            "every 5 steps, .* set its ema_overwrite_frequency to None",
+        ),
         (
             lambda: _built(
                 keras.optimizers.Adam(amsgrad=True, gradient_accumulation_steps=2), PARAMS
@@ -264,6 +277,18 @@ def test_other_optimizers(make, error, message):
         interop.from_keras(make(), PARAMS)
     with pytest.raises(error, match=message):
         interop.to_keras(state, PARAMS, make())
+
+
+def test_a_variable_that_is_left_out():
+    optimizer, _ = _built(keras.optimizers.AdamW(amsgrad=True), PARAMS)
+    optimizer.apply([jnp.ones(2), jnp.ones((2, 3))])
+    params, rename = {"b": PARAMS["b"]}, {"a": None}
+    state, _ = interop.from_keras(optimizer, params, rename=rename)
+    assert list(state.mu) == ["b"]
+    before = [np.asarray(v.value) for v in optimizer.variables]
+    interop.to_keras(state, params, optimizer, rename=rename)
+    for variable, value in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.value, value)
 
 
 def test_unknown_without_max():

@@ -206,6 +206,25 @@ def test_own_buffers():
     assert len(set(pointers)) == len(pointers)
 
 
+def test_accumulated_gradients_are_not_lost():
+    optimizer = optax.MultiSteps(optax.amsgrad(LR), 3)
+    ours = optax.MultiSteps(amsgrad_jax.amsgrad(LR, convention="optax"), 3)
+    state, our_state, params = optimizer.init(PARAMS), ours.init(PARAMS), PARAMS
+    for mini_step in (1, 2, 0):
+        _, state = optimizer.update(params, state)
+        _, our_state = ours.update(params, our_state)
+        calls = (
+            lambda: interop.from_optax(state, params, convention="optax"),  # noqa: B023
+            lambda: interop.to_optax(our_state, params, state, convention="optax"),  # noqa: B023
+        )
+        for call, name in zip(calls, ("source", "state"), strict=True):
+            if mini_step:
+                with pytest.raises(ValueError, match=rf"^{name} has .*mini_step is {mini_step}\)"):
+                    call()
+            else:
+                call()
+
+
 PARAMS = {"w": jnp.ones(3, "float32")}
 OF_OPTAX = optax.amsgrad(LR).init(PARAMS)
 OF_OURS = amsgrad_jax.amsgrad(LR).init(PARAMS)
@@ -233,8 +252,21 @@ OF_OURS = amsgrad_jax.amsgrad(LR).init(PARAMS)
             TypeError,
             "bias_correction_nu must be a bool",
         ),
-        (lambda: interop.to_optax(OF_OPTAX, PARAMS, OF_OPTAX), ValueError, "found optax.Scale"),
-        (lambda: interop.to_optax(OF_OURS, PARAMS, OF_OURS), ValueError, "found amsgrad_jax.Sc"),
+        (
+            lambda: interop.to_optax(OF_OPTAX, PARAMS, OF_OURS),
+            ValueError,
+            "^state must contain .*found optax.Scale.*from_optax converts",
+        ),
+        (
+            lambda: interop.to_optax(OF_OURS, PARAMS, OF_OURS),
+            ValueError,
+            "^target must contain .*found amsgrad_jax.Sc.* is the first argument of to_optax",
+        ),
+        (
+            lambda: interop.to_optax(OF_OURS, PARAMS, optax.amsgrad(LR)),
+            ValueError,
+            "^target must contain .*found none of these in GradientTransformation",
+        ),
         (
             lambda: interop.to_optax(
                 OF_OURS, PARAMS, optax.amsgrad(LR).init({**PARAMS, "b": jnp.ones(2)})
