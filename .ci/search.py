@@ -24,6 +24,8 @@ QUERIES = {
     "checkpoint": "memory",
     "NaN": "diagnostics",
     "Flax": "examples/flax_nnx",
+    "MACE": "migrating",
+    "NequIP checkpoint": "migrating",
 }
 
 

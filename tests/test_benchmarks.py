@@ -6,7 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, machine, optimizers, pages, section5, speed, speed_report
+from benchmarks import (
+    accuracy,
+    machine,
+    optimizers,
+    pages,
+    potential,
+    section5,
+    speed,
+    speed_report,
+)
 from tests import reference
 
 SHAPES = ((3, 2), (), (5,))
@@ -96,10 +105,51 @@ def test_the_page_shows_what_was_measured(name, tables):
     assert pages.refresh(page, tables(results)) == page
 
 
-def test_the_page_of_section_5_shows_what_was_measured():
-    results = json.loads((pages.DOCS / "section5.json").read_text())
-    page = (pages.DOCS / "section5.md").read_text()
-    assert pages.refresh(page, section5.tables(results)) == page
+@pytest.mark.parametrize("study", [potential, section5], ids=lambda study: study.__name__)
+def test_the_page_of_a_study_shows_what_was_measured(study):
+    name = study.__name__.rpartition(".")[2]
+    results = json.loads((pages.DOCS / f"{name}.json").read_text())
+    page = (pages.DOCS / f"{name}.md").read_text()
+    assert pages.refresh(page, study.tables(results)) == page
+
+
+def test_the_page_of_the_potential_says_what_was_measured():
+    results = json.loads((pages.DOCS / "potential.json").read_text())
+    adam, pytorch, optax, packed = results["optimizers"]
+    energy, forces = adam["test"]
+    less = lambda one, unit: potential.paired(results, one["optimizer"], unit)
+    ratio = lambda one, unit: np.divide(*less(one, unit))
+    assert 2 < ratio(pytorch, forces) < 3  # standard errors
+    share = less(pytorch, forces)[0] / np.mean(adam["test"][forces])
+    assert share == pytest.approx(0.02, abs=5e-3)
+    assert abs(ratio(pytorch, energy)) < 1
+    assert abs(ratio(packed, energy)) < 1
+    behind = np.subtract(pytorch["grid"], adam["grid"])[:4]
+    assert np.all((behind > 0.25) & (behind < 0.45))
+    assert np.mean(pytorch["slowdown"]) > 2.6
+    between = np.subtract(packed["test"][forces], pytorch["test"][forces])
+    assert "{:.2f} ± {:.2f}".format(*potential.mean_and_error(between)) == "0.05 ± 0.10"
+    assert optax["learning rate"] == 2 * adam["learning rate"]
+    assert 11 < np.mean(optax["slowdown"]) < 12
+    assert ratio(optax, forces) == pytest.approx(5.6, abs=0.05)
+    assert ratio(optax, energy) < -5
+    assert optax["grid"][-1] < 20 < 400 < min(one["grid"][-1] for one in (adam, pytorch, packed))
+    for one in results["optimizers"]:
+        rates = results["settings"]["learning rates"]
+        assert one["learning rate"] in rates[1:-1]
+        assert len(one["test"][forces]) == len(results["settings"]["seeds"]) >= 8
+        assert 33 < np.mean(one["test"][energy]) < 35
+
+
+def test_a_run_of_the_potential_does_not_depend_on_those_beside_it():
+    pytest.importorskip("ase", reason="the extra potential brings it")
+    data = potential.structures(16, 8)
+    seeds = list(range(6))  # with jax.vmap, which has failed here, more than 32 structures
+    settings = [(0.01, seed) for seed in seeds]
+    errors, _ = potential.runs("Adam", settings, data, epochs=1)
+    turned, _ = potential.runs("Adam", settings[::-1], data, epochs=1)
+    np.testing.assert_array_equal(errors, turned[::-1])
+    assert len(np.unique(errors)) == errors.size
 
 
 def test_the_page_has_a_place_for_what_a_gpu_shows():

@@ -15,7 +15,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {"orbax_checkpoint": "ScaleByAmsgradState on .*id=1", "from_pytorch": "after 100 steps"}
-LINES = {"from_pytorch": 60, "multi_host": 146}  # the others: 40
+LINES = {  # the others: 40
+    "from_pytorch": 60,
+    "interatomic_potential": 231,
+    "interatomic_potential_data": 70,
+    "interatomic_potential_torch": 130,
+    "multi_host": 146,
+}
+# Has tests of its own here, and multi_host in tests/test_multi_host.py.
+POTENTIAL = ROOT / "examples/interatomic_potential.py"
+OWN_TESTS = ("interatomic_potential", "multi_host")
 STEPS, SAVED_EVERY = 40, 5
 
 
@@ -30,7 +39,7 @@ def run_python(*arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -52,7 +61,7 @@ def skip_without(*packages):
 
 @pytest.mark.parametrize(
     "example",
-    [example for example in EXAMPLES if example.stem != "multi_host"],  # tests/test_multi_host.py
+    [example for example in EXAMPLES if not example.stem.startswith(OWN_TESTS)],
     ids=lambda example: example.stem,
 )
 def test_example_runs_and_leaves_nothing_behind(example, tmp_path):
@@ -73,6 +82,44 @@ def test_example_is_short(example):
     text = example.read_text()
     assert len(text.splitlines()) <= LINES.get(example.stem, 40)
     assert ast.get_docstring(ast.parse(text))
+
+
+# In float64 what differs is rounding, which training carries on; float32 rounds 5e8 times as much.
+@pytest.mark.parametrize(("dtype", "closest"), [("float64", 1e-8), ("float32", 1e-2)])
+def test_the_potential_goes_on_as_it_does_in_torch(dtype, closest, tmp_path):
+    skip_without("ase", "torch")
+    figure = tmp_path / "figure.png"
+    done = run_python(POTENTIAL, "--quick", "--dtype", dtype, "--figure", figure, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps, difference = re.search(r"after (\d+) steps .* differ by (\S+) of", done.stdout).groups()
+    assert int(steps) > 200
+    assert float(difference) < closest
+    there, here = re.search(r"(\S+) in PyTorch, (\S+) in JAX$", done.stdout.strip()).groups()
+    assert float(there) == float(here)
+    assert [path.name for path in tmp_path.iterdir()] == [figure.name]
+
+
+def test_the_potential_trains_without_its_first_half(tmp_path):
+    skip_without("ase")
+    hidden = (  # whether it is installed or not
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--quick'];"
+        f"sys.path.insert(0, {str(POTENTIAL.parent)!r});"
+        f"runpy.run_path({str(POTENTIAL)!r}, run_name='__main__')"
+    )
+    done = run_python("-c", hidden, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch is not installed" in done.stdout
+    assert float(re.search(r"forces (\S+) meV", done.stdout)[1]) < 300
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_half_in_torch_runs_alone(tmp_path):
+    skip_without("ase", "torch")
+    done = run_python(POTENTIAL.with_stem("interatomic_potential_torch"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
 
 
 def train(folder, die_at=None):
