@@ -29,7 +29,10 @@ def pytest_configure(config):
     # With the emitters that came with jaxlib 0.7, XLA compiles a step in 3 times the time; 0.11.1
     # does not know the flag, and stops at one that it does not know.
     if not config.getoption("optimized") and jaxlib < packaging.version.parse("0.11.1"):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags += [
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=1",  # programs here are small
+        ]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
