@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test faults parity lint types bench compiled notebooks docs record release clean
+.PHONY: help demo test check faults parity lint types bench compiled notebooks docs record release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,15 +17,18 @@ $(VENV)/.with-%: pyproject.toml
 demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a minute)
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
-test: $(VENV)/.with-test ## all tests that need no torch
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+test: $(VENV)/.with-test ## the tests, in two and a half minutes
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/parity --durations 10 $(ARGS)
 
-faults: $(VENV)/.with-test ## kill processes that train together, and compare where they end
+check: ## what takes longer, too: everything that must hold before a change lands
+	.ci/run
+
+faults: $(VENV)/.with-test ## several processes that train together, some killed: where they end
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
-parity: $(VENV)/.with-parity ## beside the real PyTorch, and a table of the errors seen
+parity: $(VENV)/.with-parity ## beside the real PyTorch, Keras and Optax, and a table of the errors seen
 	$(BIN)/python -m pytest --numprocesses auto tests/parity \
-	    tests/test_benchmarks.py tests/test_examples.py tests/test_pages.py -k 'torch or recorded' $(ARGS)
+	    tests/test_benchmarks.py tests/test_examples.py tests/test_pages.py -k 'parity or torch' $(ARGS)
 	$(BIN)/python -m tests.parity.report
 
 lint: $(VENV)/.with-dev ## ruff, formatting included

@@ -23,31 +23,32 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Before jax starts its CPU client.
+    # Before jax is imported, and also for the processes that tests start.
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-    jaxlib = packaging.version.parse(importlib.metadata.version("jaxlib"))
-    # With the emitters that came with jaxlib 0.7, XLA compiles a step in 3 times the time; 0.11.1
-    # does not know the flag, and stops at one that it does not know.
-    if not config.getoption("optimized") and jaxlib < packaging.version.parse("0.11.1"):
-        flags += [
-            "--xla_cpu_use_fusion_emitters=false",
-            "--xla_cpu_parallel_codegen_split_count=1",  # programs here are small
-        ]
+    if not config.getoption("optimized"):
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jaxlib = packaging.version.parse(importlib.metadata.version("jaxlib"))
+        # With the emitters that came with jaxlib 0.7, XLA takes 3 times the time for a step. 0.11.1
+        # does not know the flag, and stops at one that it does not know.
+        if jaxlib < packaging.version.parse("0.11.1"):
+            flags += [
+                "--xla_cpu_use_fusion_emitters=false",
+                "--xla_cpu_parallel_codegen_split_count=1",  # programs here are small
+            ]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
 @pytest.fixture(autouse=True)
-def _compile_fast(request):
+def _optimized(request):
+    """Compiles as users do, in tests with that mark."""
+    if request.config.getoption("optimized") or not request.node.get_closest_marker("optimized"):
+        yield
+        return
     import jax
 
-    as_users_do = request.config.getoption("optimized") or request.node.get_closest_marker(
-        "optimized"
-    )
-    if not as_users_do:
-        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    if not as_users_do:
-        jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,7 +11,7 @@ from jax.experimental import checkify
 
 import amsgrad_jax
 from amsgrad_jax import convert_storage, diagnostics, projections, remedies, schedules
-from tests.variants import FULL_VARIANTS, PACKED_VARIANTS, enable_x64
+from tests.variants import VARIANTS, enable_x64
 
 PARAMS = {
     "none": None,
@@ -33,17 +33,15 @@ def arrays(tree):
 def steps(optimizer, gradients=GRADIENTS):
     """Params and state after the steps."""
 
-    def one(params, state, gradient):
+    def one(carry, gradient):
+        params, state = carry
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
     def run(params, gradients):
-        state = optimizer.init(params)
-        for gradient in gradients:
-            params, state = jax.jit(one)(params, state, gradient)
-        return params, state
+        return jax.lax.scan(one, (params, optimizer.init(params)), gradients)[0]
 
-    return run, (arrays(PARAMS), list(map(arrays, gradients)))
+    return run, (arrays(PARAMS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients))
 
 
 def of_variant(variant):
@@ -141,7 +139,9 @@ def of_resets(storage):
         def reset(params, gradients):
             params, state = run(params, gradients)
             state = remedies.reset_max(state)
-            return optimizer.update(gradients[0], state.inner_state, params)
+            return optimizer.update(
+                jax.tree.map(lambda leaf: leaf[0], gradients), state.inner_state, params
+            )
 
         return reset, arguments
 
@@ -160,10 +160,8 @@ def of_projections(make):
     return lambda: steps(projections.projected(amsgrad_jax.amsgrad(0.1), make()))
 
 
-# Each convention once in each storage, with each factory, with and without Nesterov momentum.
-CHECKED = [FULL_VARIANTS[i] for i in (1, 2, 4, 7)] + PACKED_VARIANTS
 CASES = (
-    {str(variant): of_variant(variant) for variant in CHECKED}
+    {str(variant): of_variant(variant) for variant in VARIANTS}
     | {f"eps=0, {s}, {n}": without_eps(s, n) for s in ("full", "packed") for n in (False, True)}
     | {
         "schedules": of_schedules,
@@ -196,38 +194,37 @@ def all_of(*managers):
         yield
 
 
-# As functions of nothing, for a context is entered once. Flags that do not disturb each other are
-# set together, so that a program is compiled once for all of them.
-FLAGS = {
-    "promotions, leaks, nans and infs": lambda: all_of(
+@every_case
+def test_compiled(case):
+    """All that do not disturb each other at once, so that a program is compiled once for them."""
+    with all_of(
         jax.numpy_rank_promotion("raise"),
         jax.numpy_dtype_promotion("strict"),
         jax.checking_leaks(),
         jax.debug_nans(True),
         jax.debug_infs(True),
-    ),
-    "dtype_promotion, x64": lambda: all_of(enable_x64(), jax.numpy_dtype_promotion("strict")),
-    "nans and infs, op by op": lambda: all_of(
-        jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit()
-    ),
-}
+    ):
+        run, arguments = CASES[case]()
+        checked = checkify.checkify(run, errors=checkify.all_checks)
+        error, got = jax.jit(checked)(*arguments)
+        error.throw()
+    assert all(np.all(np.isfinite(leaf)) for leaf in map(as_numbers, jax.tree.leaves(got)))
 
 
 @every_case
-@pytest.mark.parametrize("flag", FLAGS)
-def test_flag(flag, case):
-    with FLAGS[flag]():
+def test_op_by_op(case):
+    with all_of(jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit()):
         run, arguments = CASES[case]()
         got = run(*arguments)
     assert all(np.all(np.isfinite(leaf)) for leaf in map(as_numbers, jax.tree.leaves(got)))
 
 
+@every_case
+def test_promotions_in_float64(case):
+    with all_of(enable_x64(), jax.numpy_dtype_promotion("strict")):
+        run, arguments = CASES[case]()
+        jax.eval_shape(run, *arguments)  # promotion is a matter of tracing
+
+
 def as_numbers(leaf):
     return np.asarray(leaf).astype(np.float64)
-
-
-@every_case
-def test_checkify(case):
-    run, arguments = CASES[case]()
-    error, _ = jax.jit(checkify.checkify(run, errors=checkify.all_checks))(*arguments)
-    error.throw()
