@@ -18,7 +18,8 @@ demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
 test: $(VENV)/.with-test ## the tests, in two and a half minutes
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/parity --durations 10 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --durations 10 \
+	    --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
 
 check: ## what takes longer, too: everything that must hold before a change lands
 	.ci/run
@@ -50,9 +51,10 @@ notebooks: $(VENV)/.with-docs ## execute the notebooks in place
 	$(BIN)/python .ci/notebooks.py --inplace notebooks/*.ipynb
 
 # Every page is read anew: what has not changed since a build that failed would not warn again.
-docs: $(VENV)/.with-docs ## the site in docs/_build/html; a broken link fails
+docs: $(VENV)/.with-docs $(VENV)/.with-test ## the site in docs/_build/html; links and code blocks are tested
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	$(BIN)/python .ci/search.py docs/_build/html
+	$(BIN)/python -m pytest --quiet tests/test_pages.py
 
 # Uploads nothing. The two packages are tried where there is nothing else, not even this folder.
 release: $(VENV)/.with-dev ## build, check and try sdist and wheel; DATE=2026-12-31 dates the version
