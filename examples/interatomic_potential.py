@@ -5,7 +5,7 @@ ASE's EMT calculator. `interatomic_potential_torch.py`, beside this file, has th
 PyTorch and trains it as many potentials are trained: Huber losses, `Adam(amsgrad=True)` with weight
 decay in one of two groups, clipping, an average of the parameters, ReduceLROnPlateau on a
 validation loss. In the middle of the run it writes a checkpoint. This file carries all of it over:
-parameters, average, optimizer, scheduler. Both go on, and end with the same forces.
+parameters, average, optimizer, scheduler. Both continue, and end with the same forces.
 
     pip install '.[potential]' torch
     python examples/interatomic_potential.py --figure potential.png
