@@ -23,7 +23,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Before jax is imported, and also for the processes that tests start.
+    # Before jax is imported, and also for the processes that tests start. libtpu reads the flags,
+    # too, and does not know those for a CPU: tests/test_compiled.py needs --optimized.
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
     if not config.getoption("optimized"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
