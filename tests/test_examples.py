@@ -33,8 +33,9 @@ def run_python(*arguments, **environment):
     # Without the eight devices that all other tests have: as users run it.
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     inherited = os.environ | {"XLA_FLAGS": " ".join(flags)}
+    ase = "ignore:Setting the shape on a NumPy array:DeprecationWarning"  # with NumPy 2.5
     return subprocess.run(
-        [sys.executable, "-W", "error", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-W", ase, *map(str, arguments)],
         cwd=environment.pop("cwd", ROOT),
         env=inherited | {"JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
