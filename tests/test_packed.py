@@ -172,6 +172,14 @@ def test_nan_is_seen_and_an_infinite_maximum_kept(moments, is_seen):
         assert bool(jnp.isnan(mu / nu_max)) is is_seen
 
 
+@pytest.mark.optimized
+def test_the_root_of_an_infinite_maximum_is_infinite():
+    """Also where XLA takes √(x·x) for |x|."""
+    zero = jnp.zeros(4)
+    root = jax.jit(lambda nu_max: jnp.sqrt(unpack(pack(Moments(zero, zero, nu_max))).nu_max))
+    np.testing.assert_allclose(root(jnp.array([np.inf, 2.0**126, 1, 0])), [np.inf, 2.0**63, 1, 0])
+
+
 def test_out_of_range_is_the_end_of_the_range():
     mu, _, nu_max = unpack(as_words([[1e6, -1e6], [1.0, 1.0], [1.0, 1.0]]))
     np.testing.assert_array_equal(mu, [248 - 2**-8, 2**-8 - 248])

@@ -517,7 +517,8 @@ def test_a_state_that_was_cast_is_refused(storage, dtype):
     for wrong in [everything, moments] if (storage, dtype) != ("full", "float32") else [everything]:
         for use in (
             lambda state: scaler(storage).update(params, state),
-            lambda state: convert_storage(state, "full" if storage == "packed" else "packed"),
+            lambda state: convert_storage(state, "full"),
+            lambda state: convert_storage(state, "packed"),
             diagnostics.max_report,
             remedies.reset_max,
         ):
