@@ -10,6 +10,7 @@ import pytest
 
 import amsgrad_jax
 from amsgrad_jax import _names, _state, diagnostics, interop, remedies
+from tests.variants import enable_x64
 
 PARAMS = {
     "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
@@ -241,6 +242,15 @@ def test_into_shapes(storage):
         interop.set_moments(jax.eval_shape(with_more.init, PARAMS), _moments(PARAMS))
 
 
+def test_into_shapes_of_a_narrower_dtype():
+    abstract = jax.eval_shape(amsgrad_jax.amsgrad(0.1).init, PARAMS)
+    with enable_x64():
+        wide = jax.tree.map(jnp.asarray, _moments(PARAMS))
+        assert wide.mu["dense"]["bias"].dtype == "float64"
+        got = interop.set_moments(abstract, wide)
+    assert jax.eval_shape(lambda: got) == abstract
+
+
 def test_set_moments_keeps_the_devices():
     device = jax.devices()[1]
     params = jax.device_put({"w": jnp.ones(2)}, device)
@@ -347,6 +357,10 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
         ),
         (lambda: interop.get_moments(OURS, WITHOUT_BIAS), "mu .* 'dense/bias' is no parameter"),
         (lambda: interop.get_moments(OURS, {**PARAMS, "x": jnp.ones(1)}), "the parameter 'x'"),
+        (
+            lambda: interop.get_moments(OURS, {**PARAMS, "activation": jnp.tanh}),
+            "params must have arrays .* at 'activation': leave out what is not trained",
+        ),
         (
             lambda: interop.get_moments(OURS, OTHER_SHAPE),
             r"'dense/bias' has shape \(3,\), the parameter has shape \(4,\)",
