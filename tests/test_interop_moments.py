@@ -10,6 +10,7 @@ import pytest
 
 import amsgrad_jax
 from amsgrad_jax import _names, _state, diagnostics, interop, remedies
+from tests.variants import enable_x64
 
 PARAMS = {
     "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
@@ -233,10 +234,21 @@ def test_into_shapes(storage):
     optimizer = amsgrad_jax.amsgrad(SCHEDULE, storage=storage)
     abstract = jax.eval_shape(optimizer.init, PARAMS)
     got = interop.set_moments(abstract, _moments(PARAMS))
-    _same(got, interop.set_moments(optimizer.init(PARAMS), _moments(PARAMS)))
+    arrays = optimizer.init(PARAMS)
+    for state in (arrays, (arrays[0], *abstract[1:]), (abstract[0], *arrays[1:])):
+        _same(got, interop.set_moments(state, _moments(PARAMS)))
     with_more = optax.chain(optax.trace(0.9), optimizer)
     with pytest.raises(ValueError, match="state has shapes .*, and has '0/trace/count' beside"):
         interop.set_moments(jax.eval_shape(with_more.init, PARAMS), _moments(PARAMS))
+
+
+def test_into_shapes_of_a_narrower_dtype():
+    abstract = jax.eval_shape(amsgrad_jax.amsgrad(0.1).init, PARAMS)
+    with enable_x64():
+        wide = jax.tree.map(jnp.asarray, _moments(PARAMS))
+        assert wide.mu["dense"]["bias"].dtype == "float64"
+        got = interop.set_moments(abstract, wide)
+    assert jax.eval_shape(lambda: got) == abstract
 
 
 def test_set_moments_keeps_the_devices():
@@ -346,6 +358,10 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
         (lambda: interop.get_moments(OURS, WITHOUT_BIAS), "mu .* 'dense/bias' is no parameter"),
         (lambda: interop.get_moments(OURS, {**PARAMS, "x": jnp.ones(1)}), "the parameter 'x'"),
         (
+            lambda: interop.get_moments(OURS, {**PARAMS, "activation": jnp.tanh}),
+            "params must have arrays .* at 'activation': leave out what is not trained",
+        ),
+        (
             lambda: interop.get_moments(OURS, OTHER_SHAPE),
             r"'dense/bias' has shape \(3,\), the parameter has shape \(4,\)",
         ),
@@ -377,7 +393,7 @@ def test_errors(call, message):
     ("count", "error", "message"),
     [
         (3.7, TypeError, r"moments\.count must be an integer, got 3\.7"),
-        (-3, ValueError, r"moments\.count must not be negative, got -3"),
+        (-1, ValueError, r"moments\.count must not be negative, got -1"),
     ],
 )
 def test_a_count_that_no_run_has(count, error, message):
