@@ -17,8 +17,8 @@ import numpy as np
 # From step to step the bits of one element advance by an irrational part of their range, so
 # that they fall evenly into it: the error of an average then grows with the logarithm of the
 # number of steps, with independent bits it would grow with the root. The upper 13 bits of the
-# number are those of the root of 2, the lower 19 those of the golden ratio: two sequences, for
-# the two averages of one element.
+# number are those of the root of 2, the lower 19 an odd number next to those of the golden ratio:
+# two sequences, for the two averages of one element.
 _IRRATIONAL: Final = np.uint32(0xD41 << 19 | 0x4F1BD)
 
 
