@@ -17,7 +17,7 @@ $(VENV)/.with-%: pyproject.toml
 demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a minute)
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
-test: $(VENV)/.with-test ## the tests, in two and a half minutes
+test: $(VENV)/.with-test ## the tests of the package, in three minutes
 	$(BIN)/python -m pytest --numprocesses auto --durations 10 \
 	    --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
 
