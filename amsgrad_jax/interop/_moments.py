@@ -135,7 +135,7 @@ def set_moments(state: _State, moments: AmsgradState) -> _State:
         )
     if not jnp.issubdtype(jnp.result_type(moments.count), jnp.integer):
         raise TypeError(f"moments.count must be an integer, got {_checks.shown(moments.count)}")
-    if _is_known(moments.count) and np.any(np.asarray(moments.count) < 0):
+    if is_known(moments.count) and np.any(np.asarray(moments.count) < 0):
         raise ValueError(f"moments.count must not be negative, got {moments.count}")
     return fill("state", state, join("moments", moments, _state.KINDS), _state.KINDS)
 
@@ -151,9 +151,8 @@ def fill(what: str, state: Any, moments: ScaleByAmsgradState, kinds: tuple[type,
 
     shapes = jax.tree.map(lambda n: _shapes(n) if is_node(n) else n, state, is_leaf=is_node)
     present = join(what, shapes, kinds)
-    nodes = filter(is_node, jax.tree.leaves(state, is_leaf=is_node))
-    # All counts of one run: join raises where they differ.
-    before = _state.count_of(next(nodes))
+    # The parts of one run have taken as many steps: the count of the first is that of all.
+    before = _state.count_of(next(filter(is_node, jax.tree.leaves(state, is_leaf=is_node))))
     for field in _fields_of(present):
         _checks.inexact(f"{field} to set", getattr(moments, field))
         same_names(f"{field} to set", getattr(moments, field), getattr(present, field))
@@ -222,7 +221,7 @@ def join(what: str, state: Any, kinds: tuple[type, ...]) -> ScaleByAmsgradState:
             _state.check(node, _state.storage_of(node))
         _state.check_one_run(node)
     counts = [_state.count_of(node) for node in nodes]
-    known = {int(count) for count in counts if _is_known(count)}
+    known = {int(count) for count in counts if is_known(count)}
     if len(known) > 1:
         raise ValueError(f"{what} holds several optimizers, with different counts {sorted(known)}")
     nodes = [_in_numbers(node) for node in nodes]
@@ -326,7 +325,8 @@ def _in_numbers(node: Any) -> Any:
     return convert_storage(node, "full")
 
 
-def _is_known(leaf: Any) -> bool:
+def is_known(leaf: Any) -> bool:
+    """Whether it has values: it is not traced, and no shape in their place."""
     return not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 

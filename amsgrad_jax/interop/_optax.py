@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -182,7 +181,7 @@ def _require_whole_steps(what: str, state: optax.OptState) -> None:
     """Raises if ``optax.MultiSteps`` has gradients that are not in the moments yet."""
     is_multi_steps = lambda node: isinstance(node, optax.MultiStepsState)  # noqa: E731
     for node in jax.tree.leaves(state, is_leaf=is_multi_steps):
-        if not is_multi_steps(node) or isinstance(node.mini_step, jax.core.Tracer):
+        if not is_multi_steps(node) or not _moments.is_known(node.mini_step):
             continue
         if np.any(np.asarray(node.mini_step)):
             raise ValueError(

@@ -25,8 +25,7 @@ def pair(
     And what became of each name, for an error; None if ``rename`` leaves it out. A name that no
     leaf has is tried with slashes for its dots, and without what PyTorch's wrappers add.
     """
-    if not (rename is None or isinstance(rename, Mapping) or callable(rename)):
-        raise TypeError(f"rename must be a mapping or a function, got {type(rename).__name__}")
+    check_kind("rename", rename)
     if isinstance(rename, Mapping):
         known = {form for name in theirs for form in _unwrapped(name)}
         for name in rename:
@@ -52,11 +51,17 @@ def pair(
     return found, tried
 
 
+def check_kind(name: str, value: object) -> None:
+    """Raises unless an argument that says what becomes of each name is of a kind that can."""
+    if not (value is None or isinstance(value, Mapping) or callable(value)):
+        raise TypeError(f"{name} must be a mapping or a function, got {type(value).__name__}")
+
+
 def check_order(names: Sequence[str], own: Sequence[str]) -> None:
     """Raises if a parameter gets a name that its library gives to another one."""
-    own = [unwrapped(name) for name in own]
+    own = [_bare(name) for name in own]
     places = {name: place for place, name in enumerate(own)}
-    for place, name in enumerate(map(unwrapped, names)):
+    for place, name in enumerate(map(_bare, names)):
         if name != own[place] and name in places:
             raise ValueError(
                 f"names has {names[place]!r} at place {place}, where the optimizer has "
@@ -89,7 +94,7 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
 
 
-def unwrapped(name: str) -> str:
+def _bare(name: str) -> str:
     """The name without what wrappers of PyTorch add."""
     *_, last = _unwrapped(name)
     return last

@@ -461,10 +461,7 @@ def _correspondence(
     if unknown := state.keys() - {id for _, id in ids}:
         raise ValueError(f"the state has parameter {min(unknown, key=str)!r}, which is in no group")
     leaves = _moments.leaves_of(params)
-    if not (transposes is None or isinstance(transposes, Mapping) or callable(transposes)):
-        raise TypeError(
-            f"transposes must be a mapping or a function, got {type(transposes).__name__}"
-        )
+    _pairing.check_kind("transposes", transposes)
     named = _named_ids(groups, state, ids, names)
     theirs = [name for _, _, name in named]
     found, tried = _pairing.pair(theirs, leaves, rename)
@@ -501,7 +498,12 @@ def _named_ids(
     for name in given or ():
         if not isinstance(name, str):
             raise TypeError(f"names must be strings, got {type(name).__name__}")
-    own = [_own(number, group, given is None) for number, group in enumerate(groups)]
+    own = [_own(group) for group in groups]
+    if given is None and None in own:
+        raise ValueError(
+            f"group {own.index(None)} has no param_names: pass names=[...] with the names of all "
+            "parameters in the order of the optimizer's groups, as interop.names_of returns them"
+        )
     theirs = [name for of_group in own for name in of_group or ()]
     names = theirs if given is None else given
     with_state = [(number, id) for number, id in ids if state.get(id)]
@@ -517,18 +519,11 @@ def _named_ids(
     return [(number, id, name) for (number, id), name in zip(which, names, strict=True)]
 
 
-def _own(number: int, group: Mapping[str, Any], needed: bool) -> Sequence[str] | None:
+def _own(group: Mapping[str, Any]) -> Sequence[str] | None:
     """The names of a group's parameters, if it has any."""
     if "param_names" in group:
         return group["param_names"]
-    if not all(isinstance(id, str) for id in group["params"]):
-        if not needed:
-            return None
-        raise ValueError(
-            f"group {number} has no param_names: pass names=[...] with the names of all parameters "
-            "in the order of the optimizer's groups, as interop.names_of returns them"
-        )
-    return group["params"]
+    return group["params"] if all(isinstance(id, str) for id in group["params"]) else None
 
 
 def _axes(path: str, ndim: int, transposes: Transposes | None) -> tuple[int, ...]:
