@@ -219,7 +219,8 @@ def draw(results: Mapping[str, Any]) -> Any:
     names = [one["optimizer"].replace(", ", ",\n") for one in results["optimizers"]]
     names = [name.replace(" convention", "\nconvention") for name in names]
     ends.set_xticks(range(len(names)), names)
-    ends.set(ylabel="error of the forces, meV/Å", title="Test cells, a point a seed, and the means")
+    ends.set_title("Test cells: one point per seed, and the means")
+    ends.set_ylabel("error of the forces, meV/Å")
     grid.set(xscale="log", xlabel="learning rate", title="Validation cells, two seeds")
     best = min(min(one["grid"]) for one in results["optimizers"])
     grid.set_ylim(0.95 * best, 1.5 * best)  # what diverges leaves the picture above

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What the extra `test` does not bring.
-OPTIONAL = ("torch", "flatbuffers", "mace", "nequip", "safetensors", "tensorboardX")
+OPTIONAL = ("torch", "mace", "nequip", "safetensors", "tensorboardX")
 
 
 class Block(NamedTuple):
