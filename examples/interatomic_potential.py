@@ -114,7 +114,7 @@ def train_epoch(run, optimizer, train, validation, batches):
 
 
 def carry_over(file, names):
-    """The run in PyTorch's file, the optimizer to go on with, and its learning rate."""
+    """The run in PyTorch's file, the optimizer that continues it, and its learning rate."""
     import torch
 
     saved = torch.load(file, weights_only=True)
@@ -210,7 +210,7 @@ def main():
         run, loss = train_epoch(run, optimizer, train, validation, batches)
         ours.append(float(loss))
         _, forces = predict(run.average, validation)
-        if theirs:  # goes on, too
+        if theirs:  # continues, too
             losses.append(theirs.epoch(number))
             difference = abs(forces - theirs.forces()).max() / validation.forces.std()
             differences.append(float(difference))
