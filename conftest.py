@@ -39,6 +39,12 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
+def pytest_collection_finish():
+    """The modules stay to the end: nothing is gained by looking through them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _optimized(request):
     """Compiles as users do, in tests with that mark."""

@@ -26,10 +26,6 @@ GRADIENTS = [
 ]
 
 
-def arrays(tree):
-    return jax.tree.map(jnp.asarray, tree)
-
-
 def steps(optimizer, gradients=GRADIENTS):
     """Params and state after the steps."""
 
@@ -41,7 +37,9 @@ def steps(optimizer, gradients=GRADIENTS):
     def run(params, gradients):
         return jax.lax.scan(one, (params, optimizer.init(params)), gradients)[0]
 
-    return run, (arrays(PARAMS), jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients))
+    # Stacked by NumPy: JAX would compile each operation for itself.
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *gradients)
+    return run, jax.tree.map(jnp.asarray, (PARAMS, stacked))
 
 
 def of_variant(variant):

@@ -134,6 +134,6 @@ def test_averages_over_workers_in_shard_map():
     if shard_map is None:
         from jax.experimental.shard_map import shard_map
     gradients = jnp.arange(1.0, 5.0)[:, None] * jnp.ones((4, 3))
-    words = shard_map(step, mesh=mesh, in_specs=split, out_specs=whole)(gradients)
+    words = jax.jit(shard_map(step, mesh=mesh, in_specs=split, out_specs=whole))(gradients)
     assert words.shape == (3,)
     assert words.dtype == jnp.uint32

@@ -215,7 +215,8 @@ def test_nu_is_right_far_below_its_maximum(b2, kind):
         "constant": lambda t: ones,
         "normal": lambda t: jax.random.normal(jax.random.key(t), (2000,)) * ones,
     }[kind]
-    state = after(scaler(b2=b2), gradient, 10_000, start=convert_storage(start, "packed"))
+    count = round(10 / (1 - b2))  # ten time constants
+    state = after(scaler(b2=b2), gradient, count, start=convert_storage(start, "packed"))
     nu = np.asarray(state.nu, np.float64).mean(axis=1)
     # Steps up are larger by 1/(2k) of themselves, steps down smaller. With chi-squared
     # gradients, of mean absolute deviation 0.97, both make nu larger by 1/(2k).
