@@ -23,6 +23,8 @@ RADIUS = 1.5
 NORMAL = np.float32([1, -2, 0.5, 3, 1, 0, 2, -1])
 LOWER, UPPER = np.float32([-1, 0, -np.inf, 0.5, -3, -1, 0, 0]), np.float32(1)
 
+# One program for each set and shape: without jit, each operation would be compiled alone.
+project = jax.jit(projections.project, static_argnums=0)
 CONSTRAINTS = {
     "box": projections.box(LOWER, UPPER),
     "nonnegative": projections.nonnegative(),
@@ -148,7 +150,7 @@ def test_agrees_with_scipy(name):
             options={"ftol": 1e-14, "maxiter": 500},
         )
         assert room(found.x) > -1e-9
-        got = projections.project(CONSTRAINTS[name], jnp.float32(y), jnp.float32(w))
+        got = project(CONSTRAINTS[name], jnp.float32(y), jnp.float32(w))
         np.testing.assert_allclose(got, matrix @ found.x, atol=1e-5)
 
 
@@ -252,9 +254,9 @@ def test_weights_that_are_no_metric(name):
 def test_a_coordinate_without_weight_goes_first_and_one_of_infinite_weight_last():
     budget = projections.hyperplane(1.0, 0.0)
     y = jnp.array([1.0, 2.0, 3.0])
-    x = projections.project(budget, y, jnp.array([1.0, 0.0, 1.0]))
+    x = project(budget, y, jnp.array([1.0, 0.0, 1.0]))
     np.testing.assert_allclose(x, [1, -4, 3])
-    x = projections.project(budget, y, jnp.array([1.0, jnp.inf, 1.0]))
+    x = project(budget, y, jnp.array([1.0, jnp.inf, 1.0]))
     np.testing.assert_allclose(x, [-2, 2, 0], atol=1e-6)
 
 
@@ -265,7 +267,7 @@ def test_weights_below_the_smallest_count_as_much_as_that(dtype, smallest):
     with enable_x64(dtype == "float64"):
         for tiny, shares in (((3e3, 6e3), (2, 1)), ((3e-3, 6e-6), (1, 1)), ((0.0, 1e-3), (1, 1))):
             weights = np.array([1.0, *(smallest * np.array(tiny))], dtype)
-            x = projections.project(
+            x = project(
                 projections.hyperplane(1.0, 0.0), jnp.array([1.0, 2.0, 3.0], dtype), weights
             )
             parts = [Fraction(0), *(Fraction(share, sum(shares)) for share in shares)]
@@ -300,12 +302,12 @@ OVER = {
 def test_over_the_tree_or_over_each_leaf(name):
     flat, unravel = jax.flatten_util.ravel_pytree(TREE)
     weights, _ = jax.flatten_util.ravel_pytree(TREE_WEIGHTS)
-    together = projections.project(OVER[name]("tree"), TREE, TREE_WEIGHTS)
-    vector = unravel(projections.project(OVER[name]("tree"), flat, weights))
+    together = project(OVER[name]("tree"), TREE, TREE_WEIGHTS)
+    vector = unravel(project(OVER[name]("tree"), flat, weights))
     chex.assert_trees_all_close(together, vector, rtol=1e-6)
-    each = projections.project(OVER[name]("leaf"), TREE, TREE_WEIGHTS)
+    each = project(OVER[name]("leaf"), TREE, TREE_WEIGHTS)
     for leaf in ("a", "b"):
-        alone = projections.project(OVER[name]("tree"), TREE[leaf], TREE_WEIGHTS[leaf])
+        alone = project(OVER[name]("tree"), TREE[leaf], TREE_WEIGHTS[leaf])
         chex.assert_trees_all_close(each[leaf], alone, rtol=1e-6)
 
 
@@ -318,15 +320,15 @@ def test_takes_any_tree(name, over):
         "none": None,
         "half": jnp.ones(2, jnp.bfloat16),
     }
-    x = projections.project(OVER[name](over), params)
+    x = project(OVER[name](over), params)
     chex.assert_trees_all_equal_shapes_and_dtypes(x, params)
-    chex.assert_trees_all_equal(projections.project(OVER[name](over), {}), {})
+    chex.assert_trees_all_equal(project(OVER[name](over), {}), {})
 
 
 def test_mixed_precision_is_solved_in_the_wider_one():
     with enable_x64():
         params = {"single": jnp.float32([3, 1]), "double": jnp.array([2.0, 0.3])}
-        x = projections.project(projections.l1_ball(2.0), params)
+        x = project(projections.l1_ball(2.0), params)
         chex.assert_trees_all_equal_dtypes(x, params)
         np.testing.assert_allclose(x["single"], [1.5, 0], atol=1e-7)
         np.testing.assert_allclose(x["double"], [0.5, 0], atol=1e-15)
@@ -335,23 +337,19 @@ def test_mixed_precision_is_solved_in_the_wider_one():
 def test_rows_of_a_matrix():
     y = jnp.array([[2.0, 1.0], [0.0, -1.0], [0.3, 0.7]])
     rows = jax.vmap(projections.simplex())
-    np.testing.assert_allclose(
-        projections.project(rows, y), [[1, 0], [1, 0], [0.3, 0.7]], atol=1e-6
-    )
+    np.testing.assert_allclose(project(rows, y), [[1, 0], [1, 0], [0.3, 0.7]], atol=1e-6)
 
 
 def test_complex_ball_is_the_real_one_of_twice_the_size():
     y = jnp.array([3 + 4j, -1j, 2.0])
     w = jnp.array([1.0, 2.0, 0.5])
     ball = projections.l2_ball(2.0, 0.1j)
-    parts = projections.project(
+    parts = project(
         projections.l2_ball(2.0, jnp.array([0, 0, 0, 0.1, 0.1, 0.1])),
         jnp.concatenate([y.real, y.imag]),
         jnp.concatenate([w, w]),
     )
-    np.testing.assert_allclose(
-        projections.project(ball, y, w), parts[:3] + 1j * parts[3:], rtol=1e-6
-    )
+    np.testing.assert_allclose(project(ball, y, w), parts[:3] + 1j * parts[3:], rtol=1e-6)
 
 
 # The optimizer.
@@ -644,9 +642,9 @@ def test_nonnegative_holds_exactly_unless_updates_are_narrower(params, updates, 
 
 
 def test_numbers_are_parameters_too():
-    x = projections.project(projections.simplex(), [2.0, {"w": 1.5}])
+    x = project(projections.simplex(), [2.0, {"w": 1.5}])
     chex.assert_trees_all_close(x, [jnp.float32(0.75), {"w": jnp.float32(0.25)}])
-    x = projections.project(lambda y, weights: 0.25, jnp.float32(3))
+    x = project(lambda y, weights: 0.25, jnp.float32(3))
     chex.assert_trees_all_equal(x, jnp.float32(0.25))
 
 
@@ -851,9 +849,9 @@ def test_no_moments_or_several():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_strict_promotion(name, dtype):
     y = jnp.asarray(np.linspace(-2, 2, SIZE), dtype)
-    expected = projections.project(CONSTRAINTS[name], y)
+    expected = project(CONSTRAINTS[name], y)
     with jax.numpy_dtype_promotion("strict"):
-        got = projections.project(CONSTRAINTS[name], y)
+        got = project(CONSTRAINTS[name], y)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, expected)
 
@@ -863,7 +861,7 @@ def test_strict_promotion_with_leaves_of_two_dtypes():
         y = {"double": jnp.linspace(-1.0, 2.0, 3), "single": jnp.ones(2, "float32")}
         center = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), y)
         with jax.numpy_dtype_promotion("strict"):
-            got = projections.project(projections.l2_ball(1.0, center), y)
+            got = project(projections.l2_ball(1.0, center), y)
         whole = np.concatenate([y["double"], y["single"]])
         right = whole / np.linalg.norm(whole)
         np.testing.assert_allclose(got["double"], right[:3], rtol=1e-6)
@@ -887,11 +885,11 @@ def test_replicated_arguments_on_explicit_axes(name):
         "halfspace": lambda: projections.halfspace(normal, RADIUS),
         "hyperplane": lambda: projections.hyperplane(normal, RADIUS),
     }
-    expected = projections.project(
+    expected = project(
         projections.l2_ball(RADIUS, NORMAL) if name == "l2_ball" else CONSTRAINTS[name], y
     )
     with jax.set_mesh(mesh):
         constraint = make.get(name, lambda: CONSTRAINTS[name])()
-        got = jax.jit(lambda y: projections.project(constraint, y))(jax.device_put(y, split))
+        got = jax.jit(lambda y: project(constraint, y))(jax.device_put(y, split))
     assert got.sharding == split
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
