@@ -58,11 +58,28 @@ def _optimized(request):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget_programs():
-    """The programs of a file are of no use to the next one, and fill the memory."""
-    yield
+@pytest.fixture(autouse=True, scope="session")
+def _compiled():
+    """The programs since JAX's caches were cleared, as many items of a list."""
     import jax
 
-    jax.clear_caches()
-    gc.collect()
+    programs = []
+
+    def count(event, _, **__):
+        if event.endswith("/backend_compile_duration"):
+            programs.append(None)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return programs
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs(_compiled):
+    """Forgets the programs when there are many: each takes up to a megabyte."""
+    yield
+    if len(_compiled) > 400:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        _compiled.clear()

@@ -33,21 +33,26 @@ def step(optimizer, params, state, loss=distance, **extra):
     return optax.apply_updates(params, updates), state
 
 
-def train(optimizer, steps=5, params=START, **extra):
+def train(optimizer, steps=5, **extra):
     """Returns params and state after some steps of ``distance``, under jit."""
     one = jax.jit(lambda params, state: step(optimizer, params, state, **extra))
-    state = optimizer.init(params)
+    params, state = START, optimizer.init(START)
     for _ in range(steps):
         params, state = one(params, state)
     return params, state
 
 
-def follow(optimizer, gradients, params=START):
+@functools.cache
+def trained(variant, steps=5):
+    """What several tests compare with."""
+    return train(variant(), steps)
+
+
+def follow(optimizer, gradients):
     """Returns the params after a sequence of given gradients."""
-    update = jax.jit(optimizer.update)
-    state = optimizer.init(params)
+    params, state = START, optimizer.init(START)
     for gradient in gradients:
-        updates, state = update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -211,7 +216,7 @@ def test_eager_equals_jit(variant):
     params, state = START, optimizer.init(START)
     for _ in range(5):
         params, state = step(optimizer, params, state)
-    assert_same((params, state), train(optimizer))
+    assert_same((params, state), trained(variant))
 
 
 @every_variant
@@ -222,7 +227,7 @@ def test_scan_equals_a_loop(variant):
         (START, optimizer.init(START)),
         length=5,
     )
-    assert_same(carry, train(optimizer))
+    assert_same(carry, trained(variant))
 
 
 @every_variant
@@ -382,8 +387,7 @@ def test_apply_if_finite(variant):
 @every_full_variant  # words are rounded by other bits when their leaf has another name
 def test_flatten(variant):
     flat_params, flat_state = train(optax.flatten(variant()))
-    params, _ = train(variant())
-    assert_same(flat_params, params)
+    assert_same(flat_params, trained(variant)[0])
     assert amsgrad_state(flat_state).nu_max.shape == (4,)
 
 
@@ -396,7 +400,7 @@ def test_lookahead(variant):
     for _ in range(3):
         updates, state = update(jax.grad(distance)(params.fast), state, params)
         params = optax.apply_updates(params, updates)
-    fast, _ = train(variant(), steps=3)
+    fast, _ = trained(variant, steps=3)
     assert_same(params.slow, jax.tree.map(lambda a, b: (a + b) / 2, START, fast))
     assert_same(params.fast, params.slow)
 

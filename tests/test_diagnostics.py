@@ -583,8 +583,8 @@ def test_watch_within_an_optimizer_of_nnx(storage):
     assert plain.opt_state[0].count[...] == 6
 
 
-@pytest.mark.parametrize("axis_types", ["Auto", "Explicit"])
-@pytest.mark.parametrize("storage", ["full", "packed"])
+# The storage and the type of the axes are nothing to each other.
+@pytest.mark.parametrize(("storage", "axis_types"), [("full", "Auto"), ("packed", "Explicit")])
 def test_watch_in_shard_map_reports_whole_arrays(storage, axis_types):
     if jax.__version_info__ < (0, 7):
         pytest.skip("not every type says over which axes it is split")

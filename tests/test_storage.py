@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import pickle
 import re
 
@@ -35,9 +36,8 @@ def scaler(storage="packed", **arguments):
     return amsgrad_jax.scale_by_amsgrad(storage=storage, **arguments)
 
 
-def steps(optimizer, params, gradients, state=None):
-    """Params, updates and states of every step with the given gradients, as stacked trees."""
-
+@functools.lru_cache(maxsize=8)
+def compiled_steps(optimizer):
     @jax.jit
     def run(params, state, gradients):
         def one(carry, gradient):
@@ -48,11 +48,17 @@ def steps(optimizer, params, gradients, state=None):
 
         return jax.lax.scan(one, (params, state), gradients)[1]
 
-    return run(params, optimizer.init(params) if state is None else state, gradients)
+    return run
 
 
-def normal(seed, *shape, scale=1.0):
-    return scale * jax.random.normal(jax.random.key(seed), shape)
+def steps(optimizer, params, gradients, state=None):
+    """Params, updates and states of every step with the given gradients, as stacked trees."""
+    state = optimizer.init(params) if state is None else state
+    return compiled_steps(optimizer)(params, state, gradients)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def moments(states):
@@ -162,7 +168,7 @@ def awkward(gradients):
 
 @hypothesis.given(AWKWARD)
 def test_what_is_not_finite_shows_as_in_full(gradients):
-    (full_updates, full), (updates, packed) = awkward(gradients)
+    (full_updates, full), (updates, packed) = jax.device_get(awkward(gradients))
     np.testing.assert_array_equal(np.isnan(updates), np.isnan(full_updates))
     assert not np.any(np.isinf(updates))
     np.testing.assert_array_equal(np.isfinite(packed.nu_max), np.isfinite(full.nu_max))
@@ -572,7 +578,7 @@ def test_flattened():
 def trained(optimizer, params, count=30, state=None, seed=14):
     gradients = jax.tree.map(lambda p: normal(seed, count, *p.shape) + 0.5, params)
     params, _, states = steps(optimizer, params, gradients, state)
-    return jax.tree.map(lambda leaf: leaf[-1], (params, states))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[-1]), (params, states))
 
 
 PARAMS = {"w": normal(15, 16, 4), "none": None, "empty": jnp.zeros((0, 2)), "s": jnp.ones(())}
@@ -582,7 +588,7 @@ def test_to_words_and_back_is_within_their_bounds():
     _, state = trained(scaler("full"), PARAMS)
     packed = convert_storage(state, "packed")
     chex.assert_trees_all_equal_shapes_and_dtypes(packed, scaler().init(PARAMS))
-    back = convert_storage(packed, "full")
+    back = in_full(packed)
     chex.assert_trees_all_equal_shapes_and_dtypes(back, state)
     assert back.count == state.count == 30
     root = np.sqrt(state.nu_max["w"])
@@ -608,7 +614,7 @@ def test_words_of_a_run_survive_the_way_through_full():
     state = optimizer.init(gradients[0])
     for gradient in gradients:
         _, state = jax.jit(optimizer.update)(gradient, state)
-    full = convert_storage(state, "full")
+    full = in_full(state)
     assert jnp.any(full.nu > full.nu_max)
     chex.assert_trees_all_equal(convert_storage(full, "packed"), state)
 
@@ -616,7 +622,7 @@ def test_words_of_a_run_survive_the_way_through_full():
 def test_a_maximum_below_nu_becomes_nu():
     _, state = trained(scaler("full"), PARAMS)
     reset = remedies.reset_max(state)
-    back = convert_storage(convert_storage(reset, "packed"), "full")
+    back = in_full(convert_storage(reset, "packed"))
     np.testing.assert_allclose(back.nu_max["w"], state.nu["w"], rtol=0.07)
     np.testing.assert_allclose(back.nu["w"], state.nu["w"], rtol=0.002)
 
