@@ -18,7 +18,7 @@ demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
 test: $(VENV)/.with-test ## the tests of the package, in three minutes
-	$(BIN)/python -m pytest --numprocesses auto --durations 10 \
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 10 \
 	    --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
 
 check: ## what takes longer, too: everything that must hold before a change lands

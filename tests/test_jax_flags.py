@@ -220,11 +220,17 @@ def test_compiled(case, old_objects):
     assert all(np.all(np.isfinite(leaf)) for leaf in map(as_numbers, jax.tree.leaves(got)))
 
 
+def without_empty(tree):
+    """Each operation on an empty array would be compiled, and has no number that could be bad."""
+    is_empty = lambda leaf: np.size(leaf) == 0
+    return jax.tree.map(lambda leaf: None if is_empty(leaf) else leaf, tree)
+
+
 @every_case
 def test_op_by_op(case):
     with all_of(jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit()):
         run, arguments = CASES[case]()
-        got = run(*arguments)
+        got = run(*without_empty(arguments))
     assert all(np.all(np.isfinite(leaf)) for leaf in map(as_numbers, jax.tree.leaves(got)))
 
 
