@@ -63,8 +63,13 @@ def skip_without(*packages):
 
 @pytest.mark.parametrize(
     "example",
-    [example for example in EXAMPLES if not example.stem.startswith(OWN_TESTS)],
-    ids=lambda example: example.stem,
+    [
+        pytest.param(
+            example, id=example.stem, marks=[pytest.mark.torch] * ("torch" in imports(example))
+        )
+        for example in EXAMPLES
+        if not example.stem.startswith(OWN_TESTS)
+    ],
 )
 def test_example_runs_and_leaves_nothing_behind(example, tmp_path):
     skip_without(*imports(example))
@@ -87,6 +92,7 @@ def test_example_is_short(example):
 
 
 # In float64 what differs is rounding, which training carries on; float32 rounds 5e8 times as much.
+@pytest.mark.torch
 @pytest.mark.parametrize(("dtype", "closest"), [("float64", 1e-8), ("float32", 1e-2)])
 def test_the_potential_goes_on_as_it_does_in_torch(dtype, closest, tmp_path):
     skip_without("ase", "torch")
@@ -101,6 +107,7 @@ def test_the_potential_goes_on_as_it_does_in_torch(dtype, closest, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [figure.name]
 
 
+@pytest.mark.torch
 def test_the_potential_trains_without_its_first_half(tmp_path):
     skip_without("ase")
     hidden = (  # whether it is installed or not
@@ -115,6 +122,7 @@ def test_the_potential_trains_without_its_first_half(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.torch
 def test_the_half_in_torch_runs_alone(tmp_path):
     skip_without("ase", "torch")
     done = run_python(POTENTIAL.with_stem("interatomic_potential_torch"), cwd=tmp_path)
