@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("ci")
 
 def pytest_addoption(parser):
     parser.addoption("--optimized", action="store_true", help="compile as outside of tests")
+    parser.addoption("--few", action="store_true", help="four cases of each test, not all")
 
 
 def pytest_configure(config):
@@ -39,8 +40,22 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("few"):
+        return
+    tests = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = set()
+    for cases in tests.values():
+        last = len(cases) - 1
+        chosen |= {cases[round(last * part / 3)] for part in range(4)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
 def pytest_collection_finish():
-    """The modules stay to the end: nothing is gained by looking through them again and again."""
+    """Spares the garbage collector what stays to the end: the modules."""
     gc.collect()
     gc.freeze()
 
@@ -53,14 +68,17 @@ def _optimized(request):
         return
     import jax
 
+    # The caches do not tell programs with optimizations from those without.
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled():
-    """The programs since JAX's caches were cleared, as many items of a list."""
+    """A list with as many items as programs were compiled since there were too many."""
     import jax
 
     programs = []
@@ -74,8 +92,8 @@ def _compiled():
 
 
 @pytest.fixture(autouse=True)
-def _forget_programs(_compiled):
-    """Forgets the programs when there are many: each takes up to a megabyte."""
+def _clear_caches(_compiled):
+    """Clears JAX's caches when there are many programs: each takes up to a megabyte."""
     yield
     if len(_compiled) > 400:
         import jax

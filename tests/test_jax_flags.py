@@ -147,6 +147,7 @@ def of_resets(storage):
     return make
 
 
+STORAGES = ("full", "packed")
 SETS = {
     "box": lambda: projections.box(-0.5, 0.5),
     "simplex": projections.simplex,
@@ -161,7 +162,7 @@ def of_projections(make):
 
 CASES = (
     {str(variant): of_variant(variant) for variant in VARIANTS}
-    | {f"eps=0, {s}, {n}": without_eps(s, n) for s in ("full", "packed") for n in (False, True)}
+    | {f"eps=0, {storage}": without_eps(storage, storage == "full") for storage in STORAGES}
     | {
         "schedules": of_schedules,
         "arrays": of_other_schedules,
@@ -179,7 +180,7 @@ CASES = (
             ("packed", "optax", None),
         )
     }
-    | {f"reset, {storage}": of_resets(storage) for storage in ("full", "packed")}
+    | {f"reset, {storage}": of_resets(storage) for storage in STORAGES}
     | {f"projections, {name}": of_projections(make) for name, make in SETS.items()}
 )
 every_case = pytest.mark.parametrize("case", CASES)
