@@ -20,7 +20,7 @@ $(VENV)/.with-%: pyproject.toml
 demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a minute)
 	$(BIN)/python -m amsgrad_jax demo $(ARGS)
 
-test: $(VENV)/.with-test ## the tests of the package, in three minutes
+test: $(VENV)/.with-test ## the tests of the package, in two and a half minutes
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 10 \
 	    -m 'not faults and not torch' --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
 

@@ -483,12 +483,20 @@ def test_the_gradient_of_a_loss_beside_the_step_is_no_meta_gradient():
     np.testing.assert_array_equal(gradient, [2, 2])
 
 
-# For b1 = 0 the ratio is 1/√(1-b2): that of 0.99993 is 119.5, that of 0.99993 - 1e-6 is 118.7.
-@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.8), (0.9, 0.81), (0.0, 0.99993), (0.5, 0.0)])
+# For b1 = 0 the ratio is 1/√(1-b2): that of 0.99993 is 119.5, that of 0.99993 - 1e-6 is 118.7. For
+# b1 = 0.9 it is 206 where b2 is 0.810001, 21 where it is 0.8101 and 1.2 where it is 0.85.
+@pytest.mark.parametrize(
+    ("b1", "b2"), [(0.9, 0.8), (0.9, 0.81), (0.9, 0.810001), (0.0, 0.99993), (0.5, 0.0)]
+)
 def test_packed_needs_a_bounded_ratio(b1, b2):
     with pytest.raises(ValueError, match=r"b1 = .* and b2 = .* do not fit storage='packed'"):
         scaler(b1=b1, b2=b2)
     scaler("full", b1=b1, b2=b2)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.8101), (0.9, 0.85)])
+def test_packed_takes_a_b1_above_b2(b1, b2):
+    scaler(b1=b1, b2=b2)
 
 
 @pytest.mark.parametrize(
