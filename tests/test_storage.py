@@ -637,6 +637,14 @@ def test_a_maximum_below_nu_becomes_nu():
     np.testing.assert_allclose(back.nu["w"], state.nu["w"], rtol=0.002)
 
 
+def test_nu_a_little_above_its_maximum_has_room_in_the_word():
+    nu_max = jnp.linspace(1.0, 4.2, 1000) ** 2
+    state = amsgrad_jax.ScaleByAmsgradState(jnp.int32(9), nu_max, 1.05 * nu_max, nu_max)
+    back = in_full(convert_storage(state, "packed"))
+    np.testing.assert_allclose(np.sqrt(back.nu_max), np.sqrt(nu_max), rtol=1 / 32)
+    np.testing.assert_allclose(back.nu, state.nu, rtol=0.03)  # 1 % of the root, where it is cut
+
+
 def test_a_running_optimizer_changes_its_storage():
     wrap = lambda storage: optax.chain(
         optax.clip_by_global_norm(100.0),
