@@ -246,6 +246,7 @@ def test_the_mean_over_the_elements_of_an_array_is_the_value(count):
 
 @hypothesis.given(any_floats, hnp.arrays(np.uint32, 64, elements=st.integers(0, 2**32 - 1)))
 @hypothesis.example(np.resize(np.float32([0, -0.0, 1e-45, 1.2e-38, 3.4e38, 1]), 64), np.uint32([0]))
+@hypothesis.example(np.resize(np.float32([3.4e38, -3.4e38]), 64), np.uint32([2**32 - 1]))
 def test_bfloat16_is_one_of_the_two_neighbours(values, random):
     got = np.asarray(jax.jit(_rounding.to_bfloat16)(values, random)).astype(np.float64)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(values))
