@@ -282,6 +282,13 @@ OF_OURS = amsgrad_jax.amsgrad(LR).init(PARAMS)
             ValueError,
             "found no amsgrad_jax.ScaleByAmsgradState .*only .*optax.ScaleByAmsgradState, tuple",
         ),
+        (  # also where nothing would be converted
+            lambda: amsgrad_jax.convert_convention(
+                OF_OPTAX, from_convention="pytorch", to_convention="keras"
+            ),
+            ValueError,
+            "found no amsgrad_jax.ScaleByAmsgradState .*only .*optax.ScaleByAmsgradState, tuple",
+        ),
     ],
 )
 def test_errors(call, error, message):
