@@ -345,6 +345,13 @@ OTHER_SHAPE = {**PARAMS, "dense": {**PARAMS["dense"], "bias": jnp.ones(4)}}
     [
         (lambda: interop.get_moments((), PARAMS), "found none of these in tuple"),
         (
+            lambda: interop.get_moments(
+                amsgrad_jax.amsgrad(0.1).init({"w": jnp.ones(2, jnp.complex64)}),
+                {"w": jnp.ones(2)},
+            ),
+            "'w' is complex, the parameter is real",
+        ),
+        (
             lambda: interop.from_optax((ADAM, optax.amsgrad(0.1).init(PARAMS)), PARAMS),
             "must contain one kind, found optax.ScaleByAdamState, optax.ScaleByAmsgradState",
         ),

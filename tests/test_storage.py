@@ -471,6 +471,16 @@ def test_meta_gradients_raise():
             derive(jnp.ones(2))
 
 
+@pytest.mark.parametrize("name", ["b1", "b2", "eps", "eps_root"])
+def test_derivatives_by_hyperparameters_raise(name):
+    def update(value):
+        optimizer = scaler(**{name: value})
+        return jnp.sum(optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))[0])
+
+    with pytest.raises(TypeError, match="cannot be differentiated through"):
+        jax.grad(update)(0.125)
+
+
 def test_the_gradient_of_a_loss_beside_the_step_is_no_meta_gradient():
     optimizer = amsgrad_jax.amsgrad(0.1, storage="packed")
     state = optimizer.init(jnp.ones(2))
