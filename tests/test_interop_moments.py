@@ -242,13 +242,15 @@ def test_into_shapes(storage):
         interop.set_moments(jax.eval_shape(with_more.init, PARAMS), _moments(PARAMS))
 
 
-def test_into_shapes_of_a_narrower_dtype():
-    abstract = jax.eval_shape(amsgrad_jax.amsgrad(0.1).init, PARAMS)
+@pytest.mark.parametrize(("dtype", "other"), [("float32", "float64"), ("float64", "float32")])
+def test_into_shapes_of_another_dtype(dtype, other):
+    cast = lambda tree, to: jax.tree.map(lambda leaf: jnp.asarray(leaf, to), tree)
     with enable_x64():
-        wide = jax.tree.map(jnp.asarray, _moments(PARAMS))
-        assert wide.mu["dense"]["bias"].dtype == "float64"
-        got = interop.set_moments(abstract, wide)
-    assert jax.eval_shape(lambda: got) == abstract
+        abstract = jax.eval_shape(amsgrad_jax.amsgrad(0.1).init, cast(PARAMS, dtype))
+        count, *moments = _moments(PARAMS)
+        numbers = amsgrad_jax.ScaleByAmsgradState(jnp.int32(count), *cast(moments, other))
+        got = interop.set_moments(abstract, numbers)
+        assert jax.eval_shape(lambda: got) == abstract
 
 
 def test_set_moments_keeps_the_devices():
