@@ -11,10 +11,10 @@ install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/python 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# One environment; every extra that a target needs is added to it once.
+# One environment; every extra that a target needs is added to it once. WITH=jax==0.6.0 pins versions.
 $(VENV)/.with-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call install,$(VENV)) --editable '.[$*]'
+	$(call install,$(VENV)) --editable '.[$*]' $(WITH)
 	touch $@
 
 demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a minute)
@@ -22,7 +22,7 @@ demo: $(VENV)/.with-demo ## the main job: why AMSGrad exists, in figures (half a
 
 test: $(VENV)/.with-test ## the tests of the package, in two and a half minutes
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 10 \
-	    -m 'not faults and not torch' --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
+	    --ignore tests/parity --ignore tests/test_pages.py $(ARGS)
 
 check: ## what takes longer, too: everything that must hold before a change lands
 	.ci/run
@@ -31,7 +31,7 @@ faults: $(VENV)/.with-test ## several processes that train together, some killed
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
 parity: $(VENV)/.with-parity ## beside the real PyTorch, Keras and Optax, and a table of the errors seen
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/parity \
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not faults' tests/parity \
 	    tests/test_benchmarks.py tests/test_examples.py tests/test_pages.py -k 'parity or torch' $(ARGS)
 	$(BIN)/python -m tests.parity.report
 
