@@ -36,7 +36,7 @@ class Variant(NamedTuple):
 
 
 # Each convention once in each storage: with one factory and with the other, with Nesterov momentum
-# and without. All 32 would tell no more: none of the four knows of the others.
+# and without. All 32 would tell no more: the four are independent.
 FULL_VARIANTS = [
     Variant("amsgrad", "paper", False),
     Variant("amsgradw", "pytorch", True),
