@@ -1,7 +1,6 @@
 """Processes that train together end with the same bits, also after they have been killed."""
 
 import os
-import pathlib
 import platform
 import random
 import re
@@ -28,45 +27,18 @@ STEPS, SAVED_EVERY = 24, 4
 NO_FMA = "--xla_cpu_max_isa=AVX"
 
 
-def multi_host():
+def training():
     sys.path.insert(0, str(ROOT / "examples"))
-    import multi_host
+    import multi_host_training
 
-    return multi_host
-
-
-def faulty():
-    """The example, but its process of that number kills itself at that moment."""
-    process, moment, number = os.environ["FAULT"].split()
-    example = multi_host()
-    rows = example.rows
-
-    def die():
-        print("killed", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def before_step(step):
-        if step == int(number):
-            die()
-        return rows(step)
-
-    def before_commit(event, arguments):  # a checkpoint is complete when it has its final name
-        if event == "os.rename" and pathlib.Path(arguments[1]).name == number:
-            die()
-
-    if sys.argv[-2:] == ["--process", process]:
-        if moment == "step":
-            example.rows = before_step
-        else:
-            sys.addaudithook(before_commit)
-    example.main()
+    return multi_host_training
 
 
 def train(folder, storage, processes=2, devices=4, steps=STEPS, fault=None, flags=""):
     """Runs the example to its end, or to its fault; returns the step that it went on after."""
     program = [ROOT / "examples" / "multi_host.py"]
     if fault:
-        program = ["-c", "from tests.test_multi_host import faulty; faulty()"]
+        program = ["-m", "tests.faulty"]
     counts = ["--processes", processes, "--devices", devices, "--steps", steps]
     options = ["--storage", storage, "--save-every", SAVED_EVERY]
     environment = {"FAULT": fault or "", "XLA_FLAGS": flags}
@@ -83,7 +55,7 @@ def saved(folder, storage, step=STEPS):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(lambda: multi_host().initial(optimizer)),
+        jax.eval_shape(lambda: training().initial(optimizer)),
     )
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder / storage / str(step) / "default", target)
