@@ -33,7 +33,6 @@ faults: $(VENV)/.with-test ## several processes that train together, some killed
 parity: $(VENV)/.with-parity ## beside the real PyTorch, Keras and Optax, and a table of the errors seen
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not faults' tests/parity \
 	    tests/test_benchmarks.py tests/test_examples.py tests/test_pages.py -k 'parity or torch' $(ARGS)
-	$(BIN)/python -m tests.parity.report
 
 lint: $(VENV)/.with-dev ## ruff, formatting included
 	$(BIN)/ruff check .

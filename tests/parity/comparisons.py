@@ -1,6 +1,6 @@
 """What is compared with what: each library's optimizer, and ours with the same meaning.
 
-The tests and the report both walk through these lists.
+The tests walk through these lists.
 """
 
 from __future__ import annotations

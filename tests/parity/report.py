@@ -1,4 +1,4 @@
-"""``python -m tests.parity.report`` prints how far we are from each installed library.
+"""How far we are from a library, as a row of the table that `make parity` prints.
 
 The errors are those of the tests (see `errors`): the largest over all steps and
 parameters. For float32 two more columns say how far we, and how far the library
@@ -8,20 +8,14 @@ itself, are in float32 from what the library computes in float64.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 
 from tests.parity import errors, record
-from tests.parity.comparisons import (
-    KERAS,
-    OPTAX,
-    OPTAX_PAPER,
-    RECORDED,
-    TORCH,
-    Comparison,
-    pairs,
-)
+from tests.parity.comparisons import Comparison
 
 ROW = "{:<26} {:<30} {:<10} {:>5} {:>9} {:>9} {:>12} {:>12}"
+HEADER = ROW.format(
+    "library", "variant", "dtype", "steps", "error", "allowed", "ours to f64", "its to f64"
+)
 
 
 def _version(library: str) -> str:
@@ -49,18 +43,3 @@ def row(comparison: Comparison, dtype: str) -> str:
         f"{comparison.tolerances[dtype]:.1e}",
         *far_from_double,
     )
-
-
-def main() -> None:
-    print(
-        ROW.format(
-            "library", "variant", "dtype", "steps", "error", "allowed", "ours to f64", "its to f64"
-        )
-    )
-    for comparison, dtype in pairs(TORCH + RECORDED + KERAS + OPTAX + OPTAX_PAPER):
-        if comparison.library == "recorded torch" or importlib.util.find_spec(comparison.library):
-            print(row(comparison, dtype), flush=True)
-
-
-if __name__ == "__main__":
-    main()

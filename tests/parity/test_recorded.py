@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.parity import record, sequences
+from tests.parity import record, report, sequences
 from tests.parity.comparisons import RECORDED, pairs
 
 
@@ -13,5 +13,6 @@ def test_recording_belongs_to_the_sequences():
 
 
 @pytest.mark.parametrize(("comparison", "dtype"), pairs(RECORDED), ids=str)
-def test_parameters_agree(comparison, dtype):
+def test_parameters_agree(comparison, dtype, record_property):
+    record_property("row", report.row(comparison, dtype))
     assert comparison.errors(dtype).max() <= comparison.tolerances[dtype]

@@ -2,14 +2,15 @@
 
 import pytest
 
-from tests.parity import errors, record
+from tests.parity import errors, record, report
 from tests.parity.comparisons import RECORDED, TORCH, pairs
 
 pytest.importorskip("torch", reason="these tests run the real PyTorch; test_recorded.py does not")
 
 
 @pytest.mark.parametrize(("comparison", "dtype"), pairs(TORCH), ids=str)
-def test_parameters_agree(comparison, dtype):
+def test_parameters_agree(comparison, dtype, record_property):
+    record_property("row", report.row(comparison, dtype))
     assert comparison.errors(dtype).max() <= comparison.tolerances[dtype]
 
 
