@@ -2,6 +2,7 @@
 on one line."""
 
 import copy
+import inspect
 import os
 import pickle
 import shutil
@@ -125,6 +126,15 @@ def test_transformations(make):
     want = after_two_steps(optimizer)
     for again in (copy.deepcopy(optimizer), pickle.loads(cloudpickle.dumps(optimizer))):
         chex.assert_trees_all_equal(after_two_steps(again), want)
+
+
+@pytest.mark.parametrize("name", ["keras", "optax", "torch"])
+@pytest.mark.parametrize("direction", ["from", "to"])
+def test_options_of_a_conversion_have_no_order(direction, name):
+    """More of them come with every version of another library."""
+    for argument in inspect.signature(getattr(interop, f"{direction}_{name}")).parameters.values():
+        is_option = argument.default is not argument.empty
+        assert argument.kind == (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)[is_option]
 
 
 def test_a_vendored_copy_imports(tmp_path):

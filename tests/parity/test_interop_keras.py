@@ -222,6 +222,7 @@ PARAMS = {"a": np.ones(2, "float32"), "b": np.ones((2, 3), "float32")}
         (PARAMS, dict(rename={"a": "b"}), "'a' and 'b' both become 'b'"),
         (PARAMS, dict(rename={"x": "b"}), "rename has 'x', which no parameter is called"),
         (PARAMS, dict(names=["a"]), "1 names for the 2 variables of the Adam"),
+        (PARAMS, dict(names=["a", "b", "c"]), "3 names for the 2 variables of the Adam"),
         (PARAMS, dict(convention="adam"), "unknown convention 'adam'"),
         (PARAMS, dict(names=["b", "a"]), "names has 'b' at place 0, where the optimizer has 'a'"),
         ({"a": PARAMS["a"]}, dict(rename=["b"]), "rename must be a mapping or a function"),
@@ -287,6 +288,18 @@ def test_a_variable_that_is_left_out():
     assert list(state.mu) == ["b"]
     before = [np.asarray(v.value) for v in optimizer.variables]
     interop.to_keras(state, params, optimizer, rename=rename)
+    for variable, value in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.value, value)
+
+
+@pytest.mark.parametrize("options", [dict(use_ema=True), dict(ema_overwrite_frequency=5)])
+def test_an_average_that_is_not_written_into_the_variables(options):
+    options = dict(ema_overwrite_frequency=None) | options
+    optimizer, _ = _built(keras.optimizers.Adam(amsgrad=True, **options), PARAMS)
+    optimizer.apply([jnp.ones(2), jnp.ones((2, 3))])
+    state, _ = interop.from_keras(optimizer, PARAMS)
+    before = [np.asarray(v.value) for v in optimizer.variables]
+    interop.to_keras(state, PARAMS, optimizer)
     for variable, value in zip(optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(variable.value, value)
 

@@ -225,6 +225,14 @@ def test_accumulated_gradients_are_not_lost():
                 call()
 
 
+def test_accumulated_gradients_are_found_behind_other_states():
+    accumulated = optax.MultiSteps(optax.amsgrad(LR), 3).gradient_transformation()
+    optimizer = optax.chain(optax.scale_by_schedule(lambda count: 1.0), accumulated)
+    _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=r"^source has .*mini_step is 1\)"):
+        interop.from_optax(state, PARAMS)
+
+
 PARAMS = {"w": jnp.ones(3, "float32")}
 OF_OPTAX = optax.amsgrad(LR).init(PARAMS)
 OF_OURS = amsgrad_jax.amsgrad(LR).init(PARAMS)

@@ -741,6 +741,14 @@ def group(state_dict, index):
             r"exp_avg of 'dense.weight' has shape \(3,\)",
         ),
         (
+            lambda s: entry(s, 1).update(exp_avg=torch.zeros(3, 2, 1)),
+            r"exp_avg of 'dense.weight' has shape \(3, 2, 1\)",
+        ),
+        (
+            lambda s: entry(s, 0).update(step=torch.tensor(4.0)),
+            "'conv.weight' is at step 4 and 'dense.weight' at step 3",
+        ),
+        (
             lambda s: entry(s, 4).update(step=torch.tensor(4.0)),
             "'conv.weight' is at step 3 and 'temperature' at step 4",
         ),
@@ -785,17 +793,22 @@ def test_wrong_arguments():
     state_dict, params = checkpoint()
     for wrong, error, message in [
         (dict(key="optimizer"), ValueError, "no 'optimizer', only 'state', 'param_groups'"),
-        (dict(names=["conv.weight"]), ValueError, "names must be 5, .* got 1"),
+        (dict(names=["conv.weight"]), ValueError, "names must be 5, one .* parameters, got 1"),
+        (dict(names=list("abcdef")), ValueError, "names must be 5, .* got 6"),
         (dict(names="abcde"), TypeError, "names must be a sequence of names, got 'abcde'"),
         (dict(rename=lambda name: 3), TypeError, "rename must give .* got 3 for 'conv.weight'"),
         (dict(rename=lambda name: None), TypeError, "rename must give .* got None for every"),
         (dict(transposes={"dense/weight": (1, 0)}), ValueError, "'dense/weight', which is no par"),
         (dict(transposes={"dense/kernel": (1, 1)}), ValueError, r"\(1, 1\) for 'dense/kernel'"),
+        (dict(transposes={"dense/kernel": (0, 0)}), ValueError, r"\(0, 0\) for 'dense/kernel'"),
+        (dict(transposes={"dense/kernel": (0,)}), ValueError, r"\(0,\) for 'dense/kernel'"),
         (dict(transposes=None), ValueError, "'conv.weight' has shape"),
         (dict(rename=None), ValueError, "'conv.weight' becomes 'conv/weight', which is no"),
     ]:
         with pytest.raises(error, match=message):
             interop.from_torch(state_dict, params, **(HOW | wrong))
+    with pytest.raises(ValueError, match="names must be 5, one .* PyTorch's parameters, got 1"):
+        interop.from_torch(checkpoint(0)[0], params, **(HOW | dict(names=["conv.weight"])))
     with pytest.raises(ValueError, match="'more' is none of the optimizer's"):
         interop.from_torch(state_dict, {**params, "more": jnp.ones(2)}, **HOW)
     with pytest.raises(ValueError, match="'temperature' is complex"):
@@ -847,6 +860,7 @@ def test_groups_that_are_no_partition():
         interop.optimizer_of([group], {"a": 1.0, "b": 1.0})
     with pytest.raises(ValueError, match="'a' is in group 0 and in group 1"):
         interop.optimizer_of([group, group], {"a": 1.0})
+    interop.optimizer_of([], {}).init({})
 
 
 def test_without_torch(monkeypatch):
@@ -978,6 +992,9 @@ def one_parameter(**changes):
         ({"exp_avg": torch.ones(2, device="meta")}, TypeError, "exp_avg of 'w' must be a dense"),
         ({"exp_avg": torch.ones(2).to_sparse()}, TypeError, "exp_avg of 'w' .* got a sparse one"),
         ({"step": 2.0**31}, ValueError, "the step of 'w' must be an integer from 0 to"),
+        ({"step": 2.0**32}, ValueError, "the step of 'w' must be an integer from 0 to"),
+        ({"step": -1.0}, ValueError, "the step of 'w' must be an integer from 0 to .*, got -1"),
+        ({"step": np.ones(0)}, ValueError, r"the step of 'w' must be one number, got shape \(0,\)"),
         ({"step": "10"}, TypeError, "the step of 'w' must be a number, got '10'"),
         ({"step": True}, TypeError, "the step of 'w' must be a number, got True"),
     ],
@@ -985,6 +1002,14 @@ def one_parameter(**changes):
 def test_values_that_no_run_has(changes, error, message):
     with pytest.raises(error, match=message):
         interop.from_torch(one_parameter(**changes), {"w": jnp.ones(2)}, without_max="use_nu")
+
+
+@pytest.mark.parametrize("step", [0, 2**31 - 1])
+def test_the_first_count_and_the_last(step):
+    state, _ = interop.from_torch(one_parameter(step=step), {"w": jnp.ones(2)})
+    assert int(state.count) == step
+    assert state.count.dtype == jnp.int32
+    assert bool(state.mu["w"].any()) == bool(step)  # none before the first
 
 
 def test_nan_is_no_reason_to_refuse_a_moment():
@@ -1021,10 +1046,13 @@ def test_arguments_of_the_wrong_kind():
             ValueError,
             "flatten_optimizer_state_dict=False",
         ),
-        (
-            lambda: interop.names_of(torch.optim.Adam([torch.ones(2)]), [torch.ones(2)]),
-            TypeError,
-            r"pairs of names and parameters as model\.named_parameters\(\) has them, got Tensor",
+        *(
+            (
+                lambda model=model: interop.names_of(torch.optim.Adam([torch.ones(2)]), model),
+                TypeError,
+                rf"pairs of names and parameters .* has them, got {type(model[0]).__name__}",
+            )
+            for model in ([torch.ones(2)], ["ab"], [("a",)], [("a", torch.ones(2), 0)], [(0, 1)])
         ),
     ):
         with pytest.raises(error, match=message):
@@ -1062,3 +1090,25 @@ def test_names_that_wrappers_put_inside():
         source["param_groups"][0]["param_names"] = [name]
         state, _ = interop.from_torch(source, {"0": {"w": jnp.ones(2)}})
         assert int(state.count) == 3
+        with pytest.raises(ValueError, match="becomes '0/w', which is no parameter"):
+            interop.from_torch(source, {"1": {"w": jnp.ones(2)}})
+    source["param_groups"][0]["param_names"] = ["_orig_mod.W"]
+    assert int(interop.from_torch(source, {"W": jnp.ones(2)}).state.count) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(1, "'0'"), (8, "'0', .*'6', '7'"), (9, "'0', .*'6', '7', ...")]
+)
+def test_errors_show_the_first_eight_names(number, shown):
+    source = one_parameter()
+    source["param_groups"][0].update(
+        params=list(range(number)), param_names=[str(i) for i in range(number)]
+    )
+    with pytest.raises(ValueError, match=rf"which no parameter is called: those are {shown}$"):
+        interop.from_torch(source, {"0": jnp.ones(2)}, rename={"w": "0"})
+
+
+def test_flax_transposes_kernels_only():
+    for path, ndim in (("kernel", 1), ("embedding", 2), ("a/weight", 2), ("kernel/lora", 2)):
+        assert interop.flax_transposes(path, ndim) is None
+    assert interop.flax_transposes("kernel", 3) == (2, 1, 0)
