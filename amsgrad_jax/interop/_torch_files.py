@@ -110,8 +110,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
 
 def _refused(torch: Any, path: str | os.PathLike[str], error: Exception) -> str:
     """What a file holds that PyTorch does not read from it, and the ways out."""
-    found = re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'", str(error))
-    kinds = [found.group(1) or found.group(2)] if found else []
+    kinds = re.findall(r"GLOBAL ([\w.]+)", str(error))
     # The error names the first class only.
     with contextlib.suppress(Exception):  # of files in PyTorch's older format
         every = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -122,11 +121,14 @@ def _refused(torch: Any, path: str | os.PathLike[str], error: Exception) -> str:
             "optimizer.state_dict() in its place, or load the file by your own means and pass "
             "the optimizer"
         )
+    way_out = "load the file by your own means and pass the dict"
+    if not kinds:  # text, or another protocol of pickle
+        return f"it is not what torch.save writes by default: {way_out}"
     numpy = any(kind.startswith("numpy.") for kind in kinds)
     return (
-        f"it holds {', '.join(kinds) or 'something'}, which is no tensor or plain container, and "
-        "reading it could run code. If you trust it, either call this inside of "
-        f"`with torch.serialization.safe_globals([{', '.join(kinds) or '...'}]):`"
+        f"it holds {', '.join(kinds)}, which is no tensor or plain container, and reading it could "
+        "run code. If you trust it, either call this inside of "
+        f"`with torch.serialization.safe_globals([{', '.join(kinds)}]):`"
         + (" (with the dtypes of NumPy's numbers, such as numpy.dtypes.Float64DType)" * numpy)
-        + ", or load the file by your own means and pass the dict"
+        + f", or {way_out}"
     )

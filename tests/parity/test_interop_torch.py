@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import re
 import traceback
+import warnings
 
 import chex
 import jax
@@ -622,6 +623,18 @@ def test_where_an_optimizer_lies(key, message):
         chex.assert_trees_all_equal(got.state, expected.state)
 
 
+def test_an_error_names_optimizers_three_keys_deep():
+    for whole, hint in (
+        ({"a": {0: {"b": one_parameter()}}}, r"; an optimizer's .* at key=\('a', 0, 'b'\)$"),
+        ({"a": {0: {"b": {"c": one_parameter()}}}}, "of an optimizer, only 'a'$"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            interop.from_torch(whole, {"w": jnp.ones(2)})
+    whole["a"][1] = whole  # a dict may contain itself
+    with pytest.raises(ValueError, match="of an optimizer, only 'a'$"):
+        interop.from_torch(whole, {"w": jnp.ones(2)})
+
+
 @pytest.mark.parametrize(
     ("what", "kind", "allowed"),
     [
@@ -695,7 +708,7 @@ def test_files_with_code_are_refused(tmp_path, capsys):
         with pytest.raises(ValueError, match=r"file\.pt was refused: it holds print"):
             interop.from_torch(tmp_path / "file.pt", {})
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code(), protocol=2))
-    with pytest.raises(ValueError, match=r"plain\.pkl was refused"):
+    with pytest.raises(ValueError, match=r"plain\.pkl was refused: it holds print"):
         interop.from_torch(str(tmp_path / "plain.pkl"), {})
     assert capsys.readouterr().out == ""
 
@@ -705,10 +718,20 @@ def test_damaged_files(tmp_path, zipped):
     path = tmp_path / "file.pt"
     torch.save(checkpoint()[0], path, _use_new_zipfile_serialization=zipped)
     complete = path.read_bytes()
-    for content in (complete[: len(complete) // 2], b"", b"learning rate: 0.1\n" * 9):
+    incomplete = r"file\.pt was not written by torch\.save, or is incomplete: \w+Error"
+    refused = r"file\.pt was refused: it is not what torch\.save writes by default"
+    for content, message in (
+        (complete[: len(complete) // 2], incomplete),
+        (b"", incomplete),
+        (b"learning rate: 0.1\n" * 9, refused),
+        (pickle.dumps(checkpoint()[0], protocol=4), refused),
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"file\.pt"):
-            interop.from_torch(path, {})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # PyTorch's
+            with pytest.raises(ValueError, match=message) as caught:
+                interop.from_torch(path, {})
+        assert "weights_only" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
         interop.from_torch(tmp_path / "missing.pt", {})
 
