@@ -854,6 +854,11 @@ def test_states_that_torch_cannot_continue():
         interop.to_torch(
             state, params, theirs, rename=HOW["rename"], transposes={"conv/kernel": (2, 3, 1, 0)}
         )
+    for size in (1, 3):
+        of_two = torch.optim.Adam([("w", torch.ones(2))], amsgrad=True)
+        one = amsgrad_jax.scale_by_amsgrad().init({"w": jnp.ones(size)})._replace(count=1)
+        with pytest.raises(ValueError, match=rf"mu of 'w' becomes \({size},\), but 'w' has .*2,"):
+            interop.to_torch(one, {"w": jnp.ones(size)}, of_two)
     with pytest.raises(ValueError, match="found optax.ScaleByAmsgradState"):
         interop.to_torch(optax.amsgrad(0.1).init(params), params, theirs, **HOW)
     with pytest.raises(ValueError, match="found optax.ScaleByAdamState"):
