@@ -1136,6 +1136,16 @@ def test_errors_show_the_first_eight_names(number, shown):
         interop.from_torch(source, {"0": jnp.ones(2)}, rename={"w": "0"})
 
 
+def test_names_of_all_or_of_the_one_that_has_a_state():
+    source = one_parameter()
+    source["param_groups"][0].update(params=[0, 1], param_names=["w", "frozen"])
+    for names in (["w"], ["w", "frozen"]):
+        state, _ = interop.from_torch(source, {"w": jnp.ones(2)}, names=names)
+        assert int(state.count) == 3
+    with pytest.raises(ValueError, match="must be 2, .*, or 1, one for each .* a state, got 3"):
+        interop.from_torch(source, {"w": jnp.ones(2)}, names=["w", "frozen", "v"])
+
+
 def test_flax_transposes_kernels_only():
     for path, ndim in (("kernel", 1), ("embedding", 2), ("a/weight", 2), ("kernel/lora", 2)):
         assert interop.flax_transposes(path, ndim) is None
