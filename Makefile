@@ -4,16 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # uv, where there is one, installs in seconds what takes pip a minute.
 UV ?= $(shell command -v uv)
-install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/python -m pip install) --quiet
+install = $(if $(UV),"$(UV)" pip install --python $(1)/bin/python,$(1)/bin/python -m pip install) --quiet
 
 .PHONY: help demo test check faults parity lint types bench compiled notebooks docs record release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# pip would say so too, but in an environment that stays.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit( \
+	    f"needs Python 3.11 or later, and $(PYTHON) is {v}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
 # One environment; every extra that a target needs is added to it once. WITH=jax==0.6.0 pins versions.
-$(VENV)/.with-%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+.NOTPARALLEL:
+$(VENV)/.with-%: pyproject.toml | $(BIN)/python
 	$(call install,$(VENV)) --editable '.[$*]' $(WITH)
 	touch $@
 
@@ -39,7 +45,7 @@ lint: $(VENV)/.with-dev ## ruff, formatting included
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.with-dev ## pyright
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.with-parity ## speed, accuracy beside optax and PyTorch; ARGS=storage and others
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -67,7 +73,7 @@ release: $(VENV)/.with-dev ## build, check and try sdist and wheel; DATE=2026-12
 	for package in dist/*; do \
 	    $(BIN)/python -m venv --clear .venv-release && \
 	    $(call install,.venv-release) $$package && \
-	    (cd / && $(CURDIR)/.venv-release/bin/python $(CURDIR)/.ci/smoke.py) && \
+	    (cd / && "$(CURDIR)/.venv-release/bin/python" "$(CURDIR)/.ci/smoke.py") && \
 	    .venv-release/bin/amsgrad-jax --version && \
 	    .venv-release/bin/amsgrad-jax | grep -q demo || exit 1; \
 	done
@@ -75,5 +81,5 @@ release: $(VENV)/.with-dev ## build, check and try sdist and wheel; DATE=2026-12
 record: $(VENV)/.with-parity ## record torch's trajectories for tests without torch
 	$(BIN)/python -m tests.parity.record
 
-clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build docs/examples docs/notebooks
+clean: ## remove all environments and everything that was built
+	rm -rf $(VENV) .venv .venv-* build dist .pytest_cache .ruff_cache .hypothesis demo-results docs/_build docs/examples docs/notebooks

@@ -137,10 +137,10 @@ ADAM = _through_optax("optax.adam", 28, optax.adam(LEARNING_RATE))
 
 def keras() -> Optimizer:
     """Keras on JAX, through the function that its own training loop calls."""
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    keras = importlib.import_module("keras")
 
     def built(shapes: Shapes) -> _InXla:
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+        keras = importlib.import_module("keras")  # takes seconds
         optimizer = keras.optimizers.Adam(LEARNING_RATE, amsgrad=True, epsilon=1e-8)
         optimizer.build([keras.Variable(np.zeros(shape, np.float32)) for shape in shapes])
 
@@ -160,9 +160,9 @@ def keras() -> Optimizer:
 
 def torch(name: str, **arguments: bool) -> Optimizer:
     """PyTorch's Adam, on the kind of device that JAX uses."""
-    torch = importlib.import_module("torch")
 
     def start(shapes: Shapes) -> Run:
+        torch = importlib.import_module("torch")
         params = _tensors(parameters(shapes))
         for param, gradient in zip(params, _tensors(gradients(shapes)), strict=True):
             param.grad = gradient

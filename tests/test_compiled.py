@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import compiled
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="libtpu is not installed; make compiled has it")
 every_tpu = pytest.mark.parametrize("name", compiled.TPUS)
 SHAPE = (2048, 2048)
 

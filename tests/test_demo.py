@@ -15,12 +15,14 @@ import amsgrad_jax
 from amsgrad_jax import demo
 from amsgrad_jax.__main__ import main
 from amsgrad_jax.demo import experiments, problems, report, training
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("sklearn")
-pytest.importorskip("tqdm")
+from tests.test_examples import skip_without
 
 PROBLEMS = ("online: periodic", "online: stochastic", "online: theorem 1", "regression", "digits")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries():
+    skip_without("matplotlib", "sklearn", "tqdm")
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def run_python(*arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,  # for one that hangs: none takes as long, however busy the machine is
     )
 
 
@@ -56,7 +56,7 @@ def imports(example):
 
 
 def skip_without(*packages):
-    # To import them here would cost seconds, and it is other processes that need them.
+    # To import them would cost seconds of every process that only looks for tests.
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")

@@ -12,15 +12,19 @@ import jax
 import pytest
 
 import amsgrad_jax
-from tests.test_examples import ROOT, run_python
+from tests.test_examples import ROOT, run_python, skip_without
 
-ocp = pytest.importorskip("orbax.checkpoint")
-pytest.importorskip("sklearn")
 pytestmark = pytest.mark.skipif(
     not hasattr(jax, "set_mesh") or not hasattr(signal, "SIGKILL"),
     reason="Orbax needs jax.set_mesh to save arrays that several processes share",
 )
 STEPS, SAVED_EVERY = 24, 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries():
+    skip_without("orbax", "sklearn")
+
 
 # Without instructions that multiply and add at once: where XLA uses them depends on the shape
 # that each device has, and with it the last bit of an update.
@@ -57,6 +61,8 @@ def saved(folder, storage, step=STEPS):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(lambda: training().initial(optimizer)),
     )
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder / storage / str(step) / "default", target)
 
@@ -70,6 +76,8 @@ def assert_same_bits(got, want):
 
 @pytest.mark.faults
 def test_two_processes_and_one_have_the_same_bits(tmp_path):
+    import orbax.checkpoint as ocp
+
     two, one = tmp_path / "two", tmp_path / "one"
     for folder, processes, devices in (two, 2, 4), (one, 1, 8):
         assert train(folder, "packed", processes, devices, steps=6) == 0

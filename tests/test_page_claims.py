@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx, serialization
 
 from amsgrad_jax import amsgrad, convert_storage, interop, remedies, scale_by_amsgrad
 
@@ -56,6 +55,7 @@ def with_safetensors(state, file):
 
 
 def with_msgpack(state, file):
+    serialization = pytest.importorskip("flax.serialization")
     file.write_bytes(serialization.to_bytes(state))
     return lambda template: serialization.from_bytes(template, file.read_bytes())
 
@@ -85,6 +85,7 @@ def test_formats_restore_a_state_bitwise_and_refuse_the_other_storage(save, stor
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_states_of_nnx_are_reset_converted_and_assigned(storage):
+    nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     gradients = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2))) ** 2))(model)
     optimizer = nnx.Optimizer(model, amsgrad(1e-3, storage=storage), wrt=nnx.Param)
