@@ -34,7 +34,7 @@ check: ## what takes longer, too: everything that must hold before a change land
 	.ci/run
 
 faults: $(VENV)/.with-test ## several processes that train together, some killed: where they end
-	$(BIN)/python -m pytest -m faults $(ARGS)
+	$(BIN)/python -m pytest -m faults --ignore tests/parity $(ARGS)
 
 parity: $(VENV)/.with-parity ## beside the real PyTorch, Keras and Optax, and a table of the errors seen
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not faults' tests/parity \
