@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 UV ?= $(shell command -v uv)
 install = $(if $(UV),"$(UV)" pip install --python $(1)/bin/python,$(1)/bin/python -m pip install) --quiet
 
+# Several targets add to one environment.
+.NOTPARALLEL:
 .PHONY: help demo test check faults parity lint types bench compiled notebooks docs record release clean
 
 help: ## this list
@@ -18,7 +20,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One environment; every extra that a target needs is added to it once. WITH=jax==0.6.0 pins versions.
-.NOTPARALLEL:
 $(VENV)/.with-%: pyproject.toml | $(BIN)/python
 	$(call install,$(VENV)) --editable '.[$*]' $(WITH)
 	touch $@

@@ -24,12 +24,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Before jax is imported, and also for the processes that tests start. libtpu reads the flags,
-    # too, and does not know those for a CPU: tests/test_compiled.py needs --optimized.
+    # All of it before jax is imported, and also for the processes that tests start.
     # What somebody has set for programs of their own, as 64 bits, is not what tests expect.
-    for name in [name for name in os.environ if name.startswith("JAX_")]:
-        if name != "JAX_PLATFORMS":
+    for name in os.environ.keys() - {"JAX_PLATFORMS"}:
+        if name.startswith("JAX_"):
             del os.environ[name]
+    # libtpu reads the flags, too, and does not know those for a CPU: tests/test_compiled.py needs
+    # --optimized.
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
     if not config.getoption("optimized"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

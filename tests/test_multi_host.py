@@ -20,15 +20,14 @@ pytestmark = pytest.mark.skipif(
 )
 STEPS, SAVED_EVERY = 24, 4
 
+# Without instructions that multiply and add at once: where XLA uses them depends on the shape
+# that each device has, and with it the last bit of an update.
+NO_FMA = "--xla_cpu_max_isa=AVX"
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _libraries():
     skip_without("orbax", "sklearn")
-
-
-# Without instructions that multiply and add at once: where XLA uses them depends on the shape
-# that each device has, and with it the last bit of an update.
-NO_FMA = "--xla_cpu_max_isa=AVX"
 
 
 def training():
@@ -55,14 +54,14 @@ def train(folder, storage, processes=2, devices=4, steps=STEPS, fault=None, flag
 
 def saved(folder, storage, step=STEPS):
     """The parameters and the state in a checkpoint, on one device of this process."""
+    import orbax.checkpoint as ocp
+
     optimizer = amsgrad_jax.amsgrad(1e-2, storage=storage)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(lambda: training().initial(optimizer)),
     )
-    import orbax.checkpoint as ocp
-
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder / storage / str(step) / "default", target)
 

@@ -18,6 +18,8 @@ Key: TypeAlias = str | int | Sequence[str | int]
 
 _PARTS = {"state": Mapping, "param_groups": Sequence}
 
+_WAY_OUT = "load the file by your own means and pass the dict"
+
 
 def import_torch() -> Any:
     """PyTorch, or an error that says how to install it."""
@@ -99,8 +101,8 @@ def _load(path: str | os.PathLike[str]) -> Any:
             if "TorchScript" in text:
                 raise ValueError(
                     f"{where} was refused: it is a TorchScript archive, which holds a compiled "
-                    "module and code. Save the optimizer's state_dict() with torch.save, or load "
-                    "the file by your own means and pass the dict"
+                    "module and code. Save the optimizer's state_dict() with torch.save, or "
+                    f"{_WAY_OUT}"
                 ) from None
             reason = "" if "weights_only" in text else f": {text}"
             raise ValueError(
@@ -121,14 +123,13 @@ def _refused(torch: Any, path: str | os.PathLike[str], error: Exception) -> str:
             "optimizer.state_dict() in its place, or load the file by your own means and pass "
             "the optimizer"
         )
-    way_out = "load the file by your own means and pass the dict"
     if not kinds:  # text, or another protocol of pickle
-        return f"it is not what torch.save writes by default: {way_out}"
+        return f"it is not what torch.save writes by default: {_WAY_OUT}"
     numpy = any(kind.startswith("numpy.") for kind in kinds)
     return (
         f"it holds {', '.join(kinds)}, which is no tensor or plain container, and reading it could "
         "run code. If you trust it, either call this inside of "
         f"`with torch.serialization.safe_globals([{', '.join(kinds)}]):`"
         + (" (with the dtypes of NumPy's numbers, such as numpy.dtypes.Float64DType)" * numpy)
-        + f", or {way_out}"
+        + f", or {_WAY_OUT}"
     )

@@ -294,7 +294,6 @@ def test_a_variable_that_is_left_out():
 
 @pytest.mark.parametrize("options", [dict(use_ema=True), dict(ema_overwrite_frequency=5)])
 def test_an_average_that_is_not_written_into_the_variables(options):
-    options = dict(ema_overwrite_frequency=None) | options
     optimizer, _ = _built(keras.optimizers.Adam(amsgrad=True, **options), PARAMS)
     optimizer.apply([jnp.ones(2), jnp.ones((2, 3))])
     state, _ = interop.from_keras(optimizer, PARAMS)
